@@ -1,0 +1,349 @@
+"""The whole GPT in one file, to be read from top to bottom. It needs nothing but torch.
+
+Two architectures are built from the same blocks: `gpt2` is exactly GPT-2 (Radford et al.,
+2019); `modern` has the parametrisation of Qwen3 (Yang et al., 2025, arXiv 2505.09388, sec. 2).
+
+                      gpt2                    modern
+    positions         learned                 rotary
+    normalisation     LayerNorm               RMSNorm, also of each query and key
+    MLP               GELU, 4 C wide          SwiGLU, about 8/3 C wide
+    biases            yes                     no
+    output head       the token embedding     its own, or the token embedding
+
+Shapes. A tensor's suffix names its dimensions, in order: `q_BHTD` is (batch, head, position,
+channel). Plain `x` is the residual stream and is always (B, T, C).
+
+    B  batch                    H  n_head
+    T  position that asks       D  head_dim = C / H
+    S  position that is asked   V  vocab_size
+    C  n_embd, model width
+"""
+
+import math
+from dataclasses import dataclass, fields
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Turn = tuple[Tensor, Tensor]  # cos and sin of rotary positions
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Architecture; the defaults are GPT-2 124M."""
+
+    architecture: Literal["gpt2", "modern"] = "gpt2"
+    """gpt2 (LayerNorm, learned positions, GELU, biases) or modern (RMSNorm, rotary, SwiGLU)."""
+    vocab_size: int = 50257
+    """Number of tokens; 0 stands for the dataset's, until train.py fills it in."""
+    context_length: int = 1024
+    """Longest sequence that the model can attend over, in tokens."""
+    n_layer: int = 12
+    """Number of Transformer blocks."""
+    n_head: int = 12
+    """Number of attention heads; must divide n_embd."""
+    n_embd: int = 768
+    """Width of the residual stream."""
+    dropout: float = 0.0
+    """Probability of zeroing an activation in training, in [0, 1)."""
+    tie_embeddings: bool = True
+    """Use the token embedding as the output head too; gpt2 always does."""
+    attention: Literal["fused", "explicit"] = "fused"
+    """fused (fast) or explicit (every step visible): the same numbers either way."""
+    rope_theta: float = 10_000.0
+    """Base of the rotary wavelengths; modern only."""
+
+    def __post_init__(self) -> None:
+        sizes, n_head = ("context_length", "n_layer", "n_head", "n_embd"), max(1, self.n_head)
+        rules = {f"{name} must be at least 1": getattr(self, name) >= 1 for name in sizes} | {
+            "vocab_size must be at least 0": self.vocab_size >= 0,
+            "architecture must be gpt2 or modern": self.architecture in ("gpt2", "modern"),
+            "attention must be fused or explicit": self.attention in ("fused", "explicit"),
+            "n_head must divide n_embd": self.n_embd % n_head == 0,
+            "modern's n_embd / n_head must be even": self.n_embd // n_head % 2 == 0
+            or not self.is_modern,
+            "dropout must be in [0, 1)": 0 <= self.dropout < 1,
+            "rope_theta must be positive": self.rope_theta > 0,
+            "gpt2's tie_embeddings must be True": self.tie_embeddings or self.is_modern,
+        }
+        for rule, holds in rules.items():
+            if not holds:
+                named = [field.name for field in fields(self) if field.name in rule]
+                values = ", ".join(f"{name}={getattr(self, name)}" for name in named)
+                raise ValueError(f"{rule}: got {values}")
+
+    @property
+    def is_modern(self) -> bool:
+        return self.architecture == "modern"
+
+    @property
+    def head_dim(self) -> int:
+        return self.n_embd // self.n_head
+
+    @property
+    def n_inner(self) -> int:
+        """Width of the MLP: SwiGLU's 3 matrices are as large as GELU's 2 (Shazeer, 2020, sec. 3)."""
+        # rounded up to a multiple of 32, for speed
+        return 32 * math.ceil(8 * self.n_embd / 3 / 32) if self.is_modern else 4 * self.n_embd
+
+
+def causal_mask(T: int, S: int, device: torch.device) -> Tensor:
+    """(T, S), True where a query may look: the queries are the last T of the S positions."""
+    return torch.ones(T, S, dtype=torch.bool, device=device).tril(S - T)
+
+
+def attention(
+    q_BHTD: Tensor,
+    k_BHSD: Tensor,
+    v_BHSD: Tensor,
+    *,
+    causal: bool,
+    mask: Tensor | None = None,
+    dropout: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """softmax(QKᵀ/√d) V: what each query reads (B, H, T, D), and its weights (B, H, T, S).
+
+    Vaswani et al., 2017, eq. 1. With `causal` a position sees itself and the past; `mask`, a
+    boolean that broadcasts to (B, H, T, S), hides the keys where it is False; a query must see
+    one. Without either this is cross-attention: T queries of one sequence, S keys of another.
+    """
+    T, S, D = q_BHTD.shape[-2], k_BHSD.shape[-2], q_BHTD.shape[-1]
+    # scores = QKᵀ/√d: how well each query matches each key. Without the root those of long
+    # vectors grow with √d and the softmax saturates (sec. 3.2.1).
+    scores_BHTS = q_BHTD @ k_BHSD.transpose(-2, -1) / math.sqrt(D)
+    # sᵢⱼ = -∞ where query i must not see key j, so that its weight is exactly 0
+    if causal:
+        scores_BHTS = scores_BHTS.masked_fill(~causal_mask(T, S, q_BHTD.device), -math.inf)
+    if mask is not None:
+        scores_BHTS = scores_BHTS.masked_fill(~mask, -math.inf)
+    # aᵢⱼ = exp(sᵢⱼ) / Σₖ exp(sᵢₖ): each query shares out one unit of attention
+    weights_BHTS = F.softmax(scores_BHTS, dim=-1)
+    # yᵢ = Σⱼ aᵢⱼ vⱼ: each query takes that mixture of the values
+    y_BHTD = F.dropout(weights_BHTS, dropout) @ v_BHSD
+    return y_BHTD, weights_BHTS
+
+
+def fused_attention(
+    q_BHTD: Tensor,
+    k_BHSD: Tensor,
+    v_BHSD: Tensor,
+    *,
+    causal: bool,
+    mask: Tensor | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """The same output by one kernel that never stores the weights (Dao et al., 2022)."""
+    T, S = q_BHTD.shape[-2], k_BHSD.shape[-2]
+    # torch's is_causal counts positions from the first key, ours from the last: they agree
+    # when T = S. A single query, being the last position, sees every key.
+    whole = causal and T == S and mask is None
+    if causal and not whole and T > 1:
+        past = causal_mask(T, S, q_BHTD.device)
+        mask = past if mask is None else mask & past
+    return F.scaled_dot_product_attention(
+        q_BHTD, k_BHSD, v_BHSD, attn_mask=mask, is_causal=whole, dropout_p=dropout
+    )
+
+
+def rotation(positions_T: Tensor, config: ModelConfig) -> Turn:
+    """cos and sin (T, D/2) of the angle by which each pair of channels turns at each position."""
+    exponents = torch.arange(0, config.head_dim, 2, device=positions_T.device) / config.head_dim
+    angles_TD = positions_T.float()[:, None] * config.rope_theta**-exponents
+    return angles_TD.cos(), angles_TD.sin()
+
+
+def rotate(x_BHTD: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> Tensor:
+    """Turn each pair of channels by its position: then q·k depends on their distance alone.
+
+    Su et al., 2021 (arXiv 2104.09864, sec. 3.2). Channel i is paired with channel i + D/2, as
+    in Qwen3, not with its neighbour, as in the paper: the same up to the order of channels.
+    """
+    a_BHTD, b_BHTD = x_BHTD.chunk(2, dim=-1)
+    cos_TD, sin_TD = cos_TD.to(x_BHTD.dtype), sin_TD.to(x_BHTD.dtype)
+    turned = (a_BHTD * cos_TD - b_BHTD * sin_TD, b_BHTD * cos_TD + a_BHTD * sin_TD)
+    return torch.cat(turned, dim=-1)
+
+
+class KVCache:
+    """One layer's keys and values of the positions seen so far, in memory allocated once."""
+
+    def __init__(self, batch_size: int, config: ModelConfig, like: Tensor) -> None:
+        shape = (batch_size, config.n_head, config.context_length, config.head_dim)
+        self.k_BHSD, self.v_BHSD = like.new_empty(shape), like.new_empty(shape)
+        self.length = 0
+
+    def extend(self, k_BHTD: Tensor, v_BHTD: Tensor) -> tuple[Tensor, Tensor]:
+        """Append T positions; return the keys and values of all positions so far."""
+        start, self.length = self.length, self.length + k_BHTD.shape[2]
+        self.k_BHSD[:, :, start : self.length] = k_BHTD
+        self.v_BHSD[:, :, start : self.length] = v_BHTD
+        return self.k_BHSD[:, :, : self.length], self.v_BHSD[:, :, : self.length]
+
+
+class CausalSelfAttention(nn.Module):
+    """Attention in which a position sees itself and the past (Vaswani et al., 2017, sec. 3.2)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=not config.is_modern)
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=not config.is_modern)
+        if config.is_modern:  # queries and keys of one size bound the scores (Henry et al., 2020)
+            self.q_norm, self.k_norm = (build_norm(config, config.head_dim) for _ in range(2))
+
+    def forward(self, x: Tensor, turn: Turn | None, cache: KVCache | None) -> Tensor:
+        B, T, C = x.shape
+        H, D = self.config.n_head, self.config.head_dim
+        q_BHTD, k_BHTD, v_BHTD = self.c_attn(x).view(B, T, 3, H, D).permute(2, 0, 3, 1, 4)
+        if turn is not None:
+            q_BHTD = rotate(self.q_norm(q_BHTD), *turn)
+            k_BHTD = rotate(self.k_norm(k_BHTD), *turn)
+        k_BHSD, v_BHSD = (k_BHTD, v_BHTD) if cache is None else cache.extend(k_BHTD, v_BHTD)
+        dropout = self.config.dropout if self.training else 0.0
+        if self.config.attention == "fused":
+            y_BHTD = fused_attention(q_BHTD, k_BHSD, v_BHSD, causal=True, dropout=dropout)
+        else:
+            y_BHTD, _ = attention(q_BHTD, k_BHSD, v_BHSD, causal=True, dropout=dropout)
+        return self.c_proj(y_BHTD.transpose(1, 2).reshape(B, T, C))
+
+
+class RMSNorm(nn.RMSNorm):
+    """x / RMS(x) ⊙ w: LayerNorm without mean and bias (Zhang & Sennrich, 2019, eq. 4)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        # torch has a fused kernel only where both have one type; under autocast w is float32
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
+def build_norm(config: ModelConfig, width: int) -> nn.Module:
+    return RMSNorm(width, eps=1e-6) if config.is_modern else nn.LayerNorm(width, eps=1e-5)
+
+
+class MLP(nn.Module):
+    """Two layers at each position by itself: W₂ gelu(W₁ x)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.c_fc = nn.Linear(config.n_embd, config.n_inner)
+        self.c_proj = nn.Linear(config.n_inner, config.n_embd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
+
+
+class SwiGLU(nn.Module):
+    """An MLP whose hidden layer is gated: W₂ (silu(W x) ⊙ W₁ x) (Shazeer, 2020, eq. 6)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.c_gate = nn.Linear(config.n_embd, config.n_inner, bias=False)
+        self.c_fc = nn.Linear(config.n_embd, config.n_inner, bias=False)
+        self.c_proj = nn.Linear(config.n_inner, config.n_embd, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c_proj(F.silu(self.c_gate(x)) * self.c_fc(x))
+
+
+class Block(nn.Module):
+    """One Transformer block: attention mixes positions, then the MLP mixes channels."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.ln_1 = build_norm(config, config.n_embd)
+        self.attn = CausalSelfAttention(config)
+        self.ln_2 = build_norm(config, config.n_embd)
+        self.mlp = SwiGLU(config) if config.is_modern else MLP(config)
+        self.drop = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, turn: Turn | None, cache: KVCache | None) -> Tensor:
+        x = x + self.drop(self.attn(self.ln_1(x), turn, cache))
+        x = x + self.drop(self.mlp(self.ln_2(x)))
+        return x
+
+
+class GPT(nn.Module):
+    """Embed each token, pass the stream through the blocks, and score every possible next token."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        if config.vocab_size == 0:
+            raise ValueError("vocab_size must be known before a model is built: got 0")
+        self.config = config
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        if not config.is_modern:
+            self.wpe = nn.Embedding(config.context_length, config.n_embd)
+        self.drop = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.ln_f = build_norm(config, config.n_embd)
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        if config.tie_embeddings:
+            self.lm_head.weight = self.wte.weight  # Press & Wolf, 2017
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Start near the uniform guess: a loss of about ln V.
+
+        gpt2: N(0, 0.02), and 0.02/√(2 n_layer) in the projections that feed the residual stream
+        (Radford et al., 2019, sec. 2.3). modern: block matrices 1/√fan_in (LeCun et al., 1998), and
+        those projections 0, so that a block starts as the identity (Zhang et al., 2019, arXiv
+        1901.09321): but not with a tied head, which would then bet on its own input.
+        """
+        identity = self.config.is_modern and not self.config.tie_embeddings
+        for name, parameter in self.named_parameters():
+            if parameter.ndim == 1:  # norms start at 1 already
+                if name.endswith("bias"):
+                    nn.init.zeros_(parameter)
+                continue
+            std = 0.02
+            if name.endswith("c_proj.weight"):
+                std = 0.0 if identity else 0.02 / math.sqrt(2 * self.config.n_layer)
+            elif self.config.is_modern and name.startswith("blocks."):
+                std = parameter.shape[1] ** -0.5
+            nn.init.normal_(parameter, std=std)
+
+    def new_cache(self, batch_size: int) -> list[KVCache]:
+        """One empty cache per layer, for `forward` to fill without gradients."""
+        return [KVCache(batch_size, self.config, self.wte.weight) for _ in self.blocks]
+
+    def forward(
+        self,
+        tokens_BT: Tensor,
+        targets_BT: Tensor | None = None,
+        cache: list[KVCache] | None = None,
+    ) -> Tensor:
+        """Return the logits (B, T, V), or, given targets, the mean loss in nats per token.
+
+        With a cache the tokens continue those that it has seen. Targets of -100 do not count.
+        Raises ValueError if the sequence is longer than the context.
+        """
+        seen, T = cache[0].length if cache else 0, tokens_BT.shape[1]
+        if seen + T > self.config.context_length:
+            limit = f"context_length={self.config.context_length}"
+            raise ValueError(f"a sequence of {seen + T} tokens is longer than {limit}")
+        positions_T = torch.arange(seen, seen + T, device=tokens_BT.device)
+        x = self.wte(tokens_BT)
+        if not self.config.is_modern:
+            x = x + self.wpe(positions_T)
+        x = self.drop(x)
+        turn = rotation(positions_T, self.config) if self.config.is_modern else None
+        for layer, block in enumerate(self.blocks):
+            x = block(x, turn, cache[layer] if cache else None)
+        logits_BTV = self.lm_head(self.ln_f(x))
+        if targets_BT is None:
+            return logits_BTV
+        return F.cross_entropy(logits_BTV.flatten(0, 1).float(), targets_BT.flatten())
+
+
+def count_parameters(config: ModelConfig) -> dict[str, int]:
+    """Parameters by part, and their total, without allocating any; a tied head counts as 0."""
+    with torch.device("meta"):
+        model = GPT(config)
+    counts = {"norms": 0, "embeddings": 0, "attention": 0, "mlp": 0, "head": 0}
+    names = {"norms": ("norm.", "ln_"), "embeddings": ("wte", "wpe"), "attention": ("attn",)}
+    names |= {"mlp": ("mlp",), "head": ("lm_head",)}  # the first that fits: attn.q_norm is a norm
+    for name, parameter in model.named_parameters():
+        part = next(part for part, pieces in names.items() if any(p in name for p in pieces))
+        counts[part] += parameter.numel()
+    return counts | {"total": sum(counts.values())}

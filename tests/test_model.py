@@ -1,0 +1,518 @@
+"""The whole GPT against published counts, transformers' models, gradients and algebra."""
+
+import math
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import model as model_file
+from model import GPT, KVCache, ModelConfig, count_parameters
+
+SMALL = ModelConfig(vocab_size=31, context_length=12, n_layer=2, n_head=2, n_embd=16)
+
+both_architectures = pytest.mark.parametrize("architecture", ["gpt2", "modern"])
+both_attentions = pytest.mark.parametrize("attention", ["fused", "explicit"])
+all_heads = pytest.mark.parametrize(
+    ("architecture", "tie_embeddings"), [("gpt2", True), ("modern", True), ("modern", False)]
+)
+
+
+def small(**changes: Any) -> ModelConfig:
+    return replace(SMALL, **changes)
+
+
+def is_gain(name: str, parameter: Tensor) -> bool:
+    return parameter.ndim == 1 and name.endswith("weight")
+
+
+def randomised(config: ModelConfig) -> GPT:
+    """A model in eval mode with no parameter left at 0 or 1, where a misplaced one would hide."""
+    torch.manual_seed(0)
+    gpt = GPT(config).eval()
+    for name, parameter in gpt.named_parameters():
+        nn.init.normal_(parameter, mean=float(is_gain(name, parameter)), std=0.3)
+    return gpt
+
+
+def random_tokens(config: ModelConfig, B: int = 2, T: int | None = None) -> Tensor:
+    return torch.randint(config.vocab_size, (B, T or config.context_length))
+
+
+# --- Configs --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"n_head": 3}, "n_head must divide n_embd: got n_head=3, n_embd=16"),
+        ({"n_layer": 0}, "n_layer must be at least 1: got n_layer=0"),
+        ({"n_head": 0}, "n_head must be at least 1: got n_head=0"),
+        ({"n_embd": 0}, "n_embd must be at least 1: got n_embd=0"),
+        ({"context_length": 0}, "context_length must be at least 1: got context_length=0"),
+        ({"vocab_size": -1}, "vocab_size must be at least 0: got vocab_size=-1"),
+        ({"architecture": "llama"}, "must be gpt2 or modern: got architecture=llama"),
+        ({"attention": "flash"}, "must be fused or explicit: got attention=flash"),
+        ({"rope_theta": -1.0}, "rope_theta must be positive: got rope_theta=-1.0"),
+        ({"dropout": 1.0}, r"dropout must be in \[0, 1\): got dropout=1.0"),
+        ({"dropout": -0.1}, r"dropout must be in \[0, 1\): got dropout=-0.1"),
+        ({"dropout": math.nan}, r"dropout must be in \[0, 1\): got dropout=nan"),
+        (
+            {"tie_embeddings": False},
+            "gpt2's tie_embeddings must be True: got tie_embeddings=False",
+        ),
+        (
+            {"architecture": "modern", "n_head": 16},
+            "modern's n_embd / n_head must be even: got n_head=16, n_embd=16",
+        ),
+    ],
+)
+def test_an_impossible_config_is_refused_with_the_rule_and_the_values(changes, message):
+    with pytest.raises(ValueError, match=message):
+        small(**changes)
+
+
+def test_a_model_is_not_built_before_its_vocabulary_is_known():
+    with pytest.raises(ValueError, match=r"vocab_size must be known .*: got 0"):
+        GPT(small(vocab_size=0))
+
+
+# --- Counting parameters --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("n_layer", "n_head", "n_embd", "total"),
+    [  # Radford et al., 2019, table 2, as released: 124M, 350M, 774M, 1558M
+        (12, 12, 768, 124_439_808),
+        (24, 16, 1024, 354_823_168),
+        (36, 20, 1280, 774_030_080),
+        (48, 25, 1600, 1_557_611_200),
+    ],
+)
+def test_each_published_gpt2_has_its_published_number_of_parameters(n_layer, n_head, n_embd, total):
+    config = ModelConfig(n_layer=n_layer, n_head=n_head, n_embd=n_embd)
+    assert count_parameters(config)["total"] == total
+
+
+def test_the_default_config_is_gpt2_124m():
+    assert count_parameters(ModelConfig())["total"] == 124_439_808
+
+
+# Brown et al., 2020, table 2.1
+GPT3 = ModelConfig(n_layer=96, n_head=96, n_embd=12288, context_length=2048)
+
+
+def test_gpt3_has_174_604_259_328_parameters():
+    assert count_parameters(GPT3)["total"] == 174_604_259_328
+
+
+def test_gpt3s_attention_holds_a_third_of_it_as_3blue1brown_counts():
+    # "Attention in transformers, step-by-step" (2024) counts matrices alone, without biases
+    attention = count_parameters(replace(GPT3, architecture="modern"))["attention"]
+    assert attention == 57_982_058_496
+    assert attention / 175e9 == pytest.approx(0.331, abs=5e-4)
+    per_layer = attention // 96
+    assert per_layer == 603_979_776
+    per_head = per_layer // 96
+    assert per_head == 6_291_456
+    assert per_head // 4 == 1_572_864 == GPT3.n_embd * GPT3.head_dim  # one matrix of four
+
+
+# C = 16, V = 31, 12 positions, 2 layers, heads of 8; SwiGLU is 64 wide
+COUNTS = {
+    "gpt2": {
+        "embeddings": 31 * 16 + 12 * 16,
+        "attention": 2 * (4 * 16 * 16 + 4 * 16),
+        "mlp": 2 * (2 * 16 * 64 + 64 + 16),
+        "norms": 5 * 2 * 16,
+        "head": 0,
+    },
+    "modern": {
+        "embeddings": 31 * 16,
+        "attention": 2 * 4 * 16 * 16,
+        "mlp": 2 * 3 * 16 * 64,
+        "norms": 5 * 16 + 2 * 2 * 8,
+        "head": 31 * 16,
+    },
+}
+
+
+@all_heads
+def test_the_counts_of_the_parts_are_those_by_hand_and_sum_to_the_built_model(
+    architecture, tie_embeddings
+):
+    config = small(architecture=architecture, tie_embeddings=tie_embeddings)
+    counts = count_parameters(config)
+    expected = COUNTS[architecture] | ({"head": 0} if tie_embeddings else {})
+    assert counts == expected | {"total": sum(expected.values())}
+    assert counts["total"] == sum(parameter.numel() for parameter in GPT(config).parameters())
+
+
+# --- Initialisation -------------------------------------------------------------------------------
+
+
+@all_heads
+@pytest.mark.parametrize("vocab_size", [65, 4096])
+@pytest.mark.parametrize("n_embd", [64, 384])
+def test_the_loss_at_initialisation_is_that_of_the_uniform_guess(
+    architecture, tie_embeddings, vocab_size, n_embd
+):
+    torch.manual_seed(0)
+    config = small(
+        architecture=architecture,
+        tie_embeddings=tie_embeddings,
+        vocab_size=vocab_size,
+        context_length=64,
+        n_layer=4,
+        n_embd=n_embd,
+    )
+    with torch.no_grad():
+        loss = GPT(config)(random_tokens(config, 8), random_tokens(config, 8))
+    assert loss.item() == pytest.approx(math.log(vocab_size), rel=0.03)
+
+
+def matrices_of(gpt: GPT, ending: str) -> list[Tensor]:
+    return [p for name, p in gpt.named_parameters() if name.endswith(ending) and p.ndim == 2]
+
+
+def test_gpt2_starts_with_its_published_spread():
+    torch.manual_seed(0)
+    gpt = GPT(small(vocab_size=500, context_length=100, n_layer=8, n_embd=128))
+    # Radford et al., 2019, sec. 2.3: residual layers are scaled by 1/sqrt(N), N = 2 n_layer
+    spreads = {"wte.weight": 0.02, "wpe.weight": 0.02, "c_attn.weight": 0.02, "c_fc.weight": 0.02}
+    for ending, std in (spreads | {"c_proj.weight": 0.02 / math.sqrt(16)}).items():
+        matrices = matrices_of(gpt, ending)
+        assert matrices
+        for matrix in matrices:
+            assert matrix.mean().item() == pytest.approx(0, abs=0.03 * std)
+            assert matrix.std().item() == pytest.approx(std, rel=0.03)
+
+
+@both_architectures
+def test_gains_start_at_1_and_biases_at_0(architecture):
+    for name, parameter in GPT(small(architecture=architecture)).named_parameters():
+        if parameter.ndim == 1:
+            assert (parameter == float(is_gain(name, parameter))).all(), name
+
+
+def test_modern_matrices_start_at_1_over_the_root_of_their_fan_in():
+    torch.manual_seed(0)
+    gpt = GPT(small(architecture="modern", tie_embeddings=False, n_embd=192))
+    for ending in ("c_attn.weight", "c_gate.weight", "c_fc.weight"):
+        for matrix in matrices_of(gpt, ending):
+            assert matrix.std().item() == pytest.approx(192**-0.5, rel=0.03)
+
+
+def test_each_untied_modern_block_starts_as_the_identity():
+    gpt = GPT(small(architecture="modern", tie_embeddings=False))
+    assert all((matrix == 0).all() for matrix in matrices_of(gpt, "c_proj.weight"))
+    tokens_BT = random_tokens(gpt.config)
+    torch.testing.assert_close(gpt(tokens_BT), gpt.lm_head(gpt.ln_f(gpt.wte(tokens_BT))))
+
+
+# --- Causality ------------------------------------------------------------------------------------
+
+
+def gradients_at_embeddings(gpt: GPT, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
+    """(B, T, C): what the loss would gain from each token's embedding."""
+    embeddings: list[Tensor] = []
+
+    def keep(_module: nn.Module, _inputs: object, x: Tensor) -> None:
+        embeddings.append(x)
+
+    hook = gpt.wte.register_forward_hook(keep)
+    loss = gpt(tokens_BT, targets_BT)
+    hook.remove()
+    return torch.autograd.grad(loss, embeddings[0])[0]
+
+
+@both_architectures
+@both_attentions
+@pytest.mark.parametrize("position", [0, 5, 11])
+def test_a_token_gets_no_gradient_from_the_loss_of_the_past(architecture, attention, position):
+    gpt = randomised(small(architecture=architecture, attention=attention))
+    tokens_BT = random_tokens(gpt.config)
+    targets_BT = torch.full_like(tokens_BT, -100)
+    targets_BT[0, position] = 7  # the loss of one position of the first sequence
+    g_BTC = gradients_at_embeddings(gpt, tokens_BT, targets_BT)
+    assert (g_BTC[0, : position + 1] != 0).any(dim=-1).all()
+    assert (g_BTC[0, position + 1 :] == 0).all()
+    assert (g_BTC[1] == 0).all()
+
+
+# --- Two attentions, one model --------------------------------------------------------------------
+
+
+@both_architectures
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)], ids=["f64", "f32"]
+)
+def test_a_model_with_fused_attention_equals_one_with_explicit_attention(
+    architecture, training, dtype, tolerance
+):
+    results = []
+    for attention in ("fused", "explicit"):
+        gpt = randomised(small(architecture=architecture, attention=attention)).to(dtype)
+        gpt.train(training)
+        logits_BTV = gpt(random_tokens(gpt.config))
+        loss = logits_BTV.log_softmax(-1)[..., 0].mean()
+        results.append((logits_BTV, *torch.autograd.grad(loss, list(gpt.parameters()))))
+    torch.testing.assert_close(results[0], results[1], rtol=tolerance, atol=tolerance)
+
+
+@both_architectures
+@pytest.mark.parametrize(
+    ("attention", "function", "other"),
+    [
+        ("fused", "fused_attention", "attention"),
+        ("explicit", "attention", "fused_attention"),
+    ],
+)
+def test_each_setting_of_attention_runs_its_own_function(
+    architecture, attention, function, other, monkeypatch
+):
+    gpt = randomised(small(architecture=architecture, attention=attention))
+    tokens_BT = random_tokens(gpt.config)
+    monkeypatch.delattr(model_file, other)
+    gpt(tokens_BT)
+    monkeypatch.delattr(model_file, function)
+    with pytest.raises(NameError, match=f"'{function}' is not defined"):
+        gpt(tokens_BT)
+
+
+# --- The cache ------------------------------------------------------------------------------------
+
+
+def memory_of(cache: list[KVCache]) -> list[int]:
+    return [tensor.data_ptr() for layer in cache for tensor in (layer.k_BHSD, layer.v_BHSD)]
+
+
+@both_architectures
+@both_attentions
+@pytest.mark.parametrize("chunks", [(12,), (1,) * 12, (11, 1), (5, 1, 4, 2)], ids=str)
+@torch.no_grad()
+def test_logits_with_a_cache_equal_logits_without_at_every_position(
+    architecture, attention, chunks
+):
+    gpt = randomised(small(architecture=architecture, attention=attention)).double()
+    tokens_BT = random_tokens(gpt.config, B=3)
+    cache = gpt.new_cache(3)
+    memory = memory_of(cache)
+    logits_BTV = torch.cat([gpt(part_BT, cache=cache) for part_BT in tokens_BT.split(chunks, 1)], 1)
+    torch.testing.assert_close(logits_BTV, gpt(tokens_BT), rtol=0, atol=1e-10)
+    assert [layer.length for layer in cache] == [12, 12]
+    assert memory_of(cache) == memory  # allocated once
+
+
+@both_architectures
+@torch.no_grad()
+def test_a_sequence_beyond_the_context_is_refused_with_both_lengths(architecture):
+    gpt = randomised(small(architecture=architecture))
+    cache = gpt.new_cache(2)
+    gpt(random_tokens(gpt.config, T=10), cache=cache)
+    message = "a sequence of 13 tokens is longer than context_length=12"
+    with pytest.raises(ValueError, match=message):
+        gpt(random_tokens(gpt.config, T=13))
+    with pytest.raises(ValueError, match=message):
+        gpt(random_tokens(gpt.config, T=3), cache=cache)
+    assert [layer.length for layer in cache] == [10, 10]  # the refused tokens left no trace
+
+
+# --- Against transformers -------------------------------------------------------------------------
+
+
+def gpt2_state(gpt: GPT) -> dict[str, Tensor]:
+    """Our state under the names of GPT2LMHeadModel, whose Conv1D holds its matrix transposed."""
+    state = {}
+    for name, tensor in gpt.state_dict().items():
+        is_linear = tensor.ndim == 2 and name.startswith("blocks.")
+        renamed = name if name.startswith("lm_head") else "transformer." + name
+        state[renamed.replace("blocks.", "h.")] = tensor.T if is_linear else tensor
+    return state
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+@torch.no_grad()
+def test_gpt2_gives_the_logits_of_transformers_gpt2(training):
+    """In training too: dropout draws the same masks in the same places from the same seed."""
+    transformers = pytest.importorskip("transformers")
+    config = small(n_layer=3, n_embd=32, n_head=4, vocab_size=61, dropout=0.3)
+    gpt = randomised(replace(config, attention="explicit")).train(training)
+    peer_config = transformers.GPT2Config(
+        vocab_size=61,
+        n_positions=12,
+        n_embd=32,
+        n_layer=3,
+        n_head=4,
+        embd_pdrop=0.3,
+        attn_pdrop=0.3,
+        resid_pdrop=0.3,
+        attn_implementation="eager",
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    peer = transformers.GPT2LMHeadModel(peer_config).train(training)
+    peer.load_state_dict(gpt2_state(gpt))
+    tokens_BT = random_tokens(config, B=3)
+    torch.manual_seed(1)
+    logits_BTV = gpt(tokens_BT)
+    torch.manual_seed(1)
+    torch.testing.assert_close(logits_BTV, peer(tokens_BT).logits, rtol=1e-4, atol=1e-4)
+
+
+QWEN3_NAMES = {
+    "ln_1": "input_layernorm",
+    "attn.q_norm": "self_attn.q_norm",
+    "attn.k_norm": "self_attn.k_norm",
+    "attn.c_proj": "self_attn.o_proj",
+    "ln_2": "post_attention_layernorm",
+    "mlp.c_gate": "mlp.gate_proj",
+    "mlp.c_fc": "mlp.up_proj",
+    "mlp.c_proj": "mlp.down_proj",
+}
+
+
+def qwen3_state(gpt: GPT) -> dict[str, Tensor]:
+    """Our state under the names of Qwen3ForCausalLM, which keeps q, k and v apart."""
+    state = {
+        "model.embed_tokens.weight": gpt.wte.weight,
+        "model.norm.weight": gpt.ln_f.weight,
+        "lm_head.weight": gpt.lm_head.weight,
+    }
+    for layer, block in enumerate(gpt.blocks):
+        prefix, ours = f"model.layers.{layer}.", block.state_dict()
+        for part, matrix in zip("qkv", ours["attn.c_attn.weight"].chunk(3), strict=True):
+            state[f"{prefix}self_attn.{part}_proj.weight"] = matrix
+        for name, theirs in QWEN3_NAMES.items():
+            state[f"{prefix}{theirs}.weight"] = ours[f"{name}.weight"]
+    return state
+
+
+@pytest.mark.parametrize("tie_embeddings", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("rope_theta", [10_000.0, 100.0])
+@torch.no_grad()
+def test_modern_gives_the_logits_of_transformers_qwen3(tie_embeddings, rope_theta):
+    transformers = pytest.importorskip("transformers")
+    config = small(architecture="modern", n_layer=3, n_embd=32, n_head=4, vocab_size=61)
+    gpt = randomised(replace(config, tie_embeddings=tie_embeddings, rope_theta=rope_theta))
+    peer = transformers.Qwen3ForCausalLM(
+        transformers.Qwen3Config(
+            vocab_size=61,
+            hidden_size=32,
+            intermediate_size=gpt.config.n_inner,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            head_dim=gpt.config.head_dim,
+            max_position_embeddings=12,
+            rms_norm_eps=1e-6,
+            rope_parameters={"rope_type": "default", "rope_theta": rope_theta},
+            tie_word_embeddings=tie_embeddings,
+        )
+    ).eval()
+    peer.load_state_dict(qwen3_state(gpt))
+    tokens_BT = random_tokens(gpt.config, B=3)
+    torch.testing.assert_close(gpt(tokens_BT), peer(tokens_BT).logits, rtol=1e-4, atol=1e-4)
+
+
+# --- Training -------------------------------------------------------------------------------------
+
+
+@both_architectures
+@both_attentions
+@torch.no_grad()
+def test_dropout_acts_in_training_alone(architecture, attention):
+    config = small(architecture=architecture, attention=attention)
+    plain, dropping = randomised(config), randomised(replace(config, dropout=0.3))
+    tokens_BT = random_tokens(config)
+    assert torch.equal(dropping(tokens_BT), plain(tokens_BT))
+    dropping.train()
+    assert not torch.equal(dropping(tokens_BT), dropping(tokens_BT))
+
+
+@both_architectures
+@both_attentions
+@torch.no_grad()
+def test_dropout_also_acts_on_the_attention_weights(architecture, attention):
+    gpt = randomised(small(architecture=architecture, attention=attention, dropout=0.3))
+    tokens_BT = random_tokens(gpt.config)
+    gpt.train()
+    for module in gpt.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    assert not torch.equal(gpt(tokens_BT), gpt(tokens_BT))
+
+
+@both_architectures
+@torch.no_grad()
+def test_the_loss_is_the_mean_over_the_targets_that_are_not_minus_100(architecture):
+    gpt = randomised(small(architecture=architecture))
+    tokens_BT, targets_BT = random_tokens(gpt.config), random_tokens(gpt.config)
+    counts_BT = torch.rand(targets_BT.shape) < 0.5
+    probabilities_BTV = gpt(tokens_BT).softmax(-1)
+    nats_BT = -probabilities_BTV.gather(-1, targets_BT[..., None])[..., 0].log()
+    torch.testing.assert_close(gpt(tokens_BT, targets_BT), nats_BT.mean())
+    loss = gpt(tokens_BT, targets_BT.masked_fill(~counts_BT, -100))
+    torch.testing.assert_close(loss, nats_BT[counts_BT].mean())
+
+
+@pytest.fixture
+def every_warning_is_an_error() -> Iterator[None]:
+    torch.set_warn_always(True)  # else torch gives some warnings once per process
+    yield
+    torch.set_warn_always(False)
+
+
+@both_architectures
+@both_attentions
+@pytest.mark.filterwarnings("error")
+@pytest.mark.usefixtures("every_warning_is_an_error")
+def test_bfloat16_autocast_trains_and_samples_without_a_warning_and_near_float32(
+    architecture, attention
+):
+    torch.manual_seed(0)
+    gpt = GPT(small(architecture=architecture, attention=attention, n_embd=64))
+    for matrix in matrices_of(gpt, "c_proj.weight"):  # modern's are zero at first
+        nn.init.normal_(matrix, std=0.1)
+    tokens_BT, targets_BT = random_tokens(gpt.config), random_tokens(gpt.config)
+    losses, logits = [], []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            losses.append(gpt(tokens_BT, targets_BT))
+            with torch.no_grad():
+                logits.append(gpt(tokens_BT, cache=gpt.new_cache(2)).float())
+    gradients = [torch.autograd.grad(loss, list(gpt.parameters())) for loss in losses]
+    assert losses[1].dtype == torch.float32
+    torch.testing.assert_close(losses[1], losses[0], rtol=0.01, atol=0)
+    for exact, rounded in [tuple(logits), *zip(*gradients, strict=True)]:
+        assert (rounded - exact).norm() < 0.1 * exact.norm()
+
+
+# --- The file -------------------------------------------------------------------------------------
+
+ALONE = """
+import sys, torch
+before = set(sys.modules)
+from model import GPT, ModelConfig
+new = {name.split(".")[0] for name in set(sys.modules) - before} - sys.stdlib_module_names
+assert new <= {"model", "torch"}, new
+gpt = GPT(ModelConfig(vocab_size=5, context_length=4, n_layer=1, n_head=1, n_embd=4))
+gpt(torch.tensor([[0, 1, 2, 3]]), torch.tensor([[1, 2, 3, 4]])).backward()
+assert not {"data", "engine", "train", "sample"} & set(sys.modules)
+"""
+
+
+def test_model_py_runs_alone_with_nothing_but_torch(tmp_path):
+    source = Path(model_file.__file__).read_text(encoding="utf-8")
+    (tmp_path / "model.py").write_text(source, encoding="utf-8")
+    (tmp_path / "alone.py").write_text(ALONE, encoding="utf-8")
+    command = [sys.executable, "-W", "error", "alone.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
