@@ -1,0 +1,25 @@
+"""The folder of a prepared dataset.
+
+    train.bin, val.bin    token ids, one after another, little-endian
+    tokenizer.tiktoken    the ranks of a byte-pair encoding, if that is the tokenizer
+    meta.json             the tokenizer, and sizes and SHA-256 of the files
+
+Without meta.json a folder is no dataset.
+"""
+
+import numpy as np
+
+FORMAT_VERSION = 1
+META = "meta.json"
+RANKS = "tokenizer.tiktoken"
+SPLITS = ("train", "val")
+
+
+def token_file(split: str) -> str:
+    """Return the name of the token file of a split."""
+    return f"{split}.bin"
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """Return the smallest type for the ids of a vocabulary: two bytes up to 65,536 tokens."""
+    return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")

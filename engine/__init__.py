@@ -1,0 +1,1 @@
+"""The parts that the scripts are assembled from."""

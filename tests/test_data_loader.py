@@ -1,0 +1,193 @@
+"""Batches against plain Python on small token arrays, and the refusal of damaged datasets."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data.loader import IGNORED, Batches, Dataset, eval_batches
+from data.prepare import PrepareConfig, prepare
+
+T = 8
+TOKENS = np.arange(1000, dtype=np.uint16)  # each token is its own position
+
+
+def batches(**changes) -> Batches:
+    settings = {"vocab_size": 1000, "context_length": T, "batch_size": 4, "seed": 1}
+    return Batches(changes.pop("tokens", TOKENS), **{**settings, **changes})
+
+
+def epoch_of_starts(loader: Batches, epoch: int) -> list[int]:
+    first = epoch * loader.n_windows
+    rows = [
+        int(tokens[0])
+        for step in range(first // 4, (first + loader.n_windows) // 4 + 1)
+        for tokens in loader.batch(step)[0]
+    ]
+    return rows[first % 4 :][: loader.n_windows]
+
+
+def test_targets_are_the_tokens_one_later():
+    tokens_BT, targets_BT = batches().batch(3)
+    assert tokens_BT.shape == targets_BT.shape == (4, T)
+    assert tokens_BT.dtype == targets_BT.dtype == torch.int64
+    assert torch.equal(targets_BT, tokens_BT + 1)
+    assert torch.equal(tokens_BT, tokens_BT[:, :1] + torch.arange(T))
+
+
+def test_a_batch_depends_on_seed_and_step_alone():
+    forwards = [batches().batch(step) for step in range(200)]
+    loader = batches()
+    for step in reversed(range(200)):
+        assert torch.equal(loader.batch(step)[0], forwards[step][0])
+    assert not torch.equal(batches(seed=2).batch(0)[0], forwards[0][0])
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_the_shares_of_all_ranks_are_the_batch_of_one(world_size: int):
+    for step in (0, 30, 31, 100):
+        shares = [
+            batches(rank=rank, world_size=world_size).batch(step)[0] for rank in range(world_size)
+        ]
+        assert torch.equal(torch.cat(shares), batches().batch(step)[0])
+
+
+def test_an_epoch_visits_every_window_once_in_an_order_of_its_own():
+    loader = batches()
+    epochs = [epoch_of_starts(loader, epoch) for epoch in range(5)]
+    for starts in epochs:
+        assert sorted(starts) == list(range(min(starts), min(starts) + T * loader.n_windows, T))
+        assert starts != sorted(starts)
+    ranks = [np.argsort(starts).tolist() for starts in epochs]
+    assert len({tuple(order) for order in ranks}) == 5
+
+
+def test_windows_begin_elsewhere_in_other_epochs_and_reach_the_whole_text():
+    loader = batches()
+    epochs = [epoch_of_starts(loader, epoch) for epoch in range(60)]
+    assert {min(starts) for starts in epochs} == set(range(T))
+    assert min(map(min, epochs)) == 0
+    assert max(map(max, epochs)) + T >= len(TOKENS) - T
+
+
+@pytest.mark.parametrize("n", range(T + 1, 5 * T))
+def test_windows_stay_inside_a_text_of_any_length(n: int):
+    loader = batches(tokens=TOKENS[:n])
+    for step in range(50):
+        tokens_BT, targets_BT = loader.batch(step)
+        assert tokens_BT.shape == (4, T)
+        assert int(targets_BT.max()) < n
+
+
+def test_a_text_no_longer_than_one_context_is_refused():
+    with pytest.raises(ValueError, match="got 8 tokens, context_length=8; give more text"):
+        batches(tokens=TOKENS[:T])
+
+
+def test_a_batch_that_processes_cannot_share_is_refused():
+    with pytest.raises(ValueError, match="batch_size=4, 3 processes"):
+        batches(world_size=3)
+
+
+def test_a_token_outside_the_vocabulary_is_refused_in_the_batch_that_has_it():
+    with pytest.raises(ValueError, match="outside its vocabulary of 500"):
+        [batches(vocab_size=500).batch(step) for step in range(30)]
+    with pytest.raises(ValueError, match="outside its vocabulary of 500"):
+        list(eval_batches(TOKENS, vocab_size=500, context_length=T, batch_size=4))
+
+
+@pytest.mark.parametrize("n", [2, T, T + 1, 32, 33, 34, 999, 1000])
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_evaluation_makes_every_token_but_the_first_a_target_once(n: int, world_size: int):
+    seen: Counter[int] = Counter()
+    for rank in range(world_size):
+        for tokens_BT, targets_BT in eval_batches(
+            TOKENS, vocab_size=1000, context_length=T, batch_size=4, max_tokens=n, rank=rank,
+            world_size=world_size,
+        ):  # fmt: skip
+            assert tokens_BT.shape == targets_BT.shape == (4, T)
+            counted = targets_BT != IGNORED
+            assert counted.any()
+            assert torch.equal(targets_BT[counted], tokens_BT[counted] + 1)
+            seen.update(targets_BT[counted].tolist())
+    assert seen == Counter(range(1, n))
+
+
+def test_cross_entropy_leaves_out_what_evaluation_pads():
+    assert torch.nn.CrossEntropyLoss().ignore_index == IGNORED
+
+
+def test_evaluation_of_a_single_token_is_refused():
+    with pytest.raises(ValueError, match="got 1"):
+        next(eval_batches(TOKENS[:1], vocab_size=1000, context_length=T, batch_size=4))
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("prepared")
+    (folder / "text.txt").write_text("hello hello world, this is the world " * 30)
+    config = PrepareConfig(
+        sources=(str(folder / "text.txt"),), vocab_size=270, out=folder / "dataset"
+    )
+    prepare(config)
+    return folder / "dataset"
+
+
+@pytest.fixture
+def dataset(prepared: Path, tmp_path: Path) -> Path:
+    for file in prepared.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    return tmp_path
+
+
+def test_an_opened_dataset_gives_back_the_text(dataset: Path):
+    opened = Dataset.open(dataset)
+    text = "hello hello world, this is the world " * 30
+    n = int(len(text) * 0.9)
+    assert opened.tokenizer.decode(opened.tokens("train").tolist()) == text[:n]
+    assert opened.tokenizer.decode(opened.tokens("val").tolist()) == text[n:]
+    assert opened.bytes_per_token("val") == (len(text) - n) / len(opened.tokens("val"))
+
+
+def test_a_folder_that_is_no_dataset_is_refused_with_the_command_that_makes_one(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match=r"python -m data\.prepare SOURCE --out="):
+        Dataset.open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "reason"),
+    [
+        ("train.bin", lambda data: data[:-1], "bytes, not"),
+        ("val.bin", lambda data: data + b"\0\0", "bytes, not"),
+        ("train.bin", lambda data: b"\0\0" + data[2:], "SHA-256"),
+        ("val.bin", lambda data: b"\xff\xff" + data[2:], "token 65535 is outside its vocabulary"),
+        ("tokenizer.tiktoken", lambda data: data[:-1], "SHA-256"),
+        ("meta.json", lambda data: data[:-3], "is damaged"),
+        ("meta.json", lambda data: b"[]", "is damaged"),
+        ("meta.json", lambda data: data.replace(b'"tokens"', b'"tocens"'), "lacks 'tokens'"),
+        ("meta.json", lambda data: data.replace(b'version": 1', b'version": 2'), "version is 2"),
+        ("meta.json", lambda data: data.replace(b'size": 270', b'size": 271'), "should be 270"),
+    ],
+)
+def test_a_damaged_dataset_is_refused(dataset: Path, name: str, damage, reason: str):
+    damaged = damage((dataset / name).read_bytes())
+    assert damaged != (dataset / name).read_bytes()
+    (dataset / name).write_bytes(damaged)
+    with pytest.raises(ValueError, match=f"is damaged: .*{reason}|{reason}.*prepare it again"):
+        Dataset.open(dataset)
+
+
+def test_a_missing_token_file_is_named(dataset: Path):
+    (dataset / "val.bin").unlink()
+    with pytest.raises(FileNotFoundError) as refused:
+        Dataset.open(dataset)
+    assert str(refused.value.filename).endswith("val.bin")
+
+
+def test_meta_is_json_that_a_person_can_read(dataset: Path):
+    text = (dataset / "meta.json").read_text("utf-8")
+    assert json.loads(text)["tokenizer"]["kind"] == "bpe"
+    assert text.count("\n") > 20

@@ -1,0 +1,472 @@
+"""python -m data.prepare: what it writes, what it refuses, and that it is whole or not there."""
+
+import errno
+import gzip
+import json
+import multiprocessing
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import requests
+
+import data.writer
+from data.encode import map_in_order
+from data.loader import Dataset
+from data.prepare import PrepareConfig, main, prepare, training_sample
+from data.sources import Corpus, stdlib
+from data.split import Scan
+from data.tokenizer import cut
+from engine.cli import run
+
+REPOSITORY = Path(__file__).parents[1]
+WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "naïve", "☃", "dogs"]
+
+
+def story(seed: int, n_words: int = 200) -> str:
+    return " ".join(random.Random(seed).choices(WORDS, k=n_words)) + "\n"
+
+
+def build(*sources: Path, out: Path, **settings) -> Dataset:
+    prepare(PrepareConfig(sources=tuple(map(str, sources)), out=out, **settings))
+    return Dataset.open(out)
+
+
+def command(*args: str | Path, **settings) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "data.prepare", *map(str, args)],
+        cwd=REPOSITORY, capture_output=True, text=True, **settings,
+    )  # fmt: skip
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()} if folder.exists() else {}
+
+
+def decoded(dataset: Dataset, split: str) -> list[str]:
+    """Return the documents of a split."""
+    text = dataset.tokenizer.decode(dataset.tokens(split).tolist())
+    first, *documents = text.split("<|endoftext|>")
+    assert first == ""
+    return documents
+
+
+@pytest.fixture
+def stories(tmp_path: Path) -> Path:
+    """A folder of 40 documents, one of them twice."""
+    folder = tmp_path / "stories"
+    (folder / "deeper").mkdir(parents=True)
+    for i in range(40):
+        (folder / ("deeper" if i % 2 else "") / f"{i:02}.txt").write_text(story(i % 39), "utf-8")
+    return folder
+
+
+def test_shakespeare_by_characters_has_nanogpts_counts(shakespeare: Path, tmp_path: Path):
+    dataset = build(shakespeare, out=tmp_path / "out", tokenizer="char")
+    assert (len(dataset.tokens("train")), len(dataset.tokens("val"))) == (1_003_854, 111_540)
+    assert (dataset.vocab_size, dataset.tokenizer.end_of_text) == (65, None)
+    text = dataset.tokenizer.decode([*dataset.tokens("train"), *dataset.tokens("val")])
+    assert text == shakespeare.read_bytes().decode()
+
+
+@pytest.mark.usefixtures("gpt2_cache")
+def test_shakespeare_by_gpt2_has_nanogpts_counts(shakespeare: Path, tmp_path: Path):
+    dataset = build(shakespeare, out=tmp_path / "out", tokenizer="gpt2")
+    assert (len(dataset.tokens("train")), len(dataset.tokens("val"))) == (301_966, 36_059)
+
+
+@pytest.mark.parametrize("tokenizer", ["char", "byte", "bpe"])
+def test_many_documents_go_whole_to_one_side_each_after_end_of_text(
+    stories: Path, tmp_path: Path, tokenizer
+):
+    dataset = build(
+        stories, out=tmp_path / "out", tokenizer=tokenizer, val_fraction=0.3,
+        vocab_size=300 if tokenizer == "bpe" else None,
+    )  # fmt: skip
+    train, val = decoded(dataset, "train"), decoded(dataset, "val")
+    assert sorted(train + val) == sorted(story(i % 39) for i in range(40))
+    assert not set(train) & set(val)
+    assert len(val) >= 4
+    about = dataset.meta["splits"]["val"]
+    assert (about["documents"], about["bytes"]) == (len(val), len("".join(val).encode()))
+
+
+def test_the_side_of_a_document_does_not_depend_on_the_others(stories: Path, tmp_path: Path):
+    before = decoded(build(stories, out=tmp_path / "1", tokenizer="byte"), "val")
+    (stories / "00 before all.txt").write_text(story(100), "utf-8")
+    after = decoded(build(stories, out=tmp_path / "2", tokenizer="byte"), "val")
+    assert set(after) - {story(100)} == set(before)
+
+
+def test_few_documents_are_each_cut_in_two(tmp_path: Path):
+    for i in range(3):
+        (tmp_path / f"{i}.txt").write_text(str(i) * 10)
+    dataset = build(tmp_path / "0.txt", tmp_path / "1.txt", tmp_path / "2.txt",
+                    out=tmp_path / "out", tokenizer="char")  # fmt: skip
+    assert decoded(dataset, "train") == ["0" * 9, "1" * 9, "2" * 9]
+    assert decoded(dataset, "val") == ["0", "1", "2"]
+
+
+def test_a_bpe_vocabulary_counts_end_of_text_as_its_last_id(stories: Path, tmp_path: Path):
+    dataset = build(stories, out=tmp_path / "out", vocab_size=290)
+    assert (dataset.vocab_size, dataset.tokenizer.end_of_text) == (290, 289)
+    assert int(dataset.tokens("train").max()) == 289
+
+
+def test_a_text_with_few_pairs_gives_a_smaller_vocabulary_and_says_so(tmp_path: Path, capsys):
+    (tmp_path / "a.txt").write_text("abc abc abc abc abc abc")
+    dataset = build(tmp_path / "a.txt", out=tmp_path / "out")
+    assert dataset.vocab_size < 265
+    assert f"{dataset.vocab_size} tokens, not for 4,096" in capsys.readouterr().out
+
+
+def test_bpe_never_sees_the_validation_text(tmp_path: Path):
+    (tmp_path / "a.txt").write_text("hello " * 90 + "secret" * 9)
+    ranks = build(tmp_path / "a.txt", out=tmp_path / "out").tokenizer.state()["ranks"]
+    (tmp_path / "a.txt").write_text("hello " * 90 + "public" * 9)
+    assert build(tmp_path / "a.txt", out=tmp_path / "2").tokenizer.state()["ranks"] == ranks
+
+
+def test_jsonl_gzip_and_plain_files_give_their_documents(tmp_path: Path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    lines = [json.dumps({"text": story(i), "id": i}) for i in range(30)]
+    (folder / "a.jsonl").write_text("\n".join(lines[:10]) + "\n\n")
+    (folder / "b.jsonl.gz").write_bytes(gzip.compress("\n".join(lines[10:]).encode()))
+    (folder / "c.txt.gz").write_bytes(gzip.compress(story(30).encode()))
+    (folder / "d.md").write_bytes(b"# Old Mac\rDos\r\nUnix\n")
+    (folder / ".hidden").write_text("hidden")
+    (folder / "empty.py").write_text("")
+    dataset = build(folder, out=tmp_path / "out", tokenizer="byte", val_fraction=0.5)
+    documents = decoded(dataset, "train") + decoded(dataset, "val")
+    expected = [*map(story, range(31)), "# Old Mac\rDos\r\nUnix\n"]
+    assert sorted(documents) == sorted(expected)
+
+
+def test_a_special_token_string_in_a_text_is_ordinary_text(tmp_path: Path):
+    (tmp_path / "a.txt").write_text("<|endoftext|> " * 20)
+    dataset = build(tmp_path / "a.txt", out=tmp_path / "out", tokenizer="byte")
+    assert int(dataset.tokens("train").max()) < 256
+
+
+def test_a_file_in_blocks_has_the_pieces_of_the_whole(tmp_path: Path, monkeypatch):
+    text = story(1, 5000)
+    (tmp_path / "a.txt").write_text(text, "utf-8")
+    monkeypatch.setattr("data.sources.BLOCK", 1001)  # cuts characters of two and three bytes
+    monkeypatch.setattr("data.sources.cut", lambda text: cut(text, 300))
+    pieces = [piece for document in Corpus.find([str(tmp_path)]).documents() for piece in document]
+    assert "".join(pieces) == text
+    assert len(pieces) > 50
+    assert all(piece[0] == " " and piece[1] != " " for piece in pieces[1:])
+
+
+def test_the_standard_library_comes_without_tests_and_in_one_order():
+    files = stdlib()
+    assert files == sorted(files)
+    names = {part for path in files for part in path.parts}
+    assert not names & {"test", "tests", "idle_test"}
+    assert {"argparse.py", "topics.py"} <= names
+
+
+def test_a_vocabulary_over_65536_is_stored_in_four_bytes(tmp_path: Path):
+    (tmp_path / "a.txt").write_text("".join(map(chr, range(0x10000, 0x20001))) * 2, "utf-8")
+    dataset = build(tmp_path / "a.txt", out=tmp_path / "out", tokenizer="char")
+    assert dataset.tokens("val").dtype == np.dtype("<u4")
+    assert int(dataset.tokens("val").max()) == 2**16
+
+
+@pytest.mark.parametrize("tokenizer", ["bpe", "char"])
+def test_preparing_twice_gives_the_same_bytes(stories: Path, tmp_path: Path, tokenizer):
+    build(stories, out=tmp_path / "1", tokenizer=tokenizer)
+    build(stories, out=tmp_path / "2", tokenizer=tokenizer)
+    assert contents(tmp_path / "1") == contents(tmp_path / "2")
+
+
+def test_another_tokenizer_replaces_the_dataset_and_leaves_no_old_file(
+    stories: Path, tmp_path: Path
+):
+    build(stories, out=tmp_path / "out", tokenizer="bpe")
+    (tmp_path / "out" / "val.bin.partial").write_text("left by a killed preparation")
+    build(stories, out=tmp_path / "out", tokenizer="byte")
+    assert set(contents(tmp_path / "out")) == {"train.bin", "val.bin", "meta.json"}
+
+
+def test_the_command_ends_with_what_to_type_next(stories: Path, tmp_path: Path):
+    done = command(stories, "--tokenizer=byte", "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].endswith(f"train.py --data.path={tmp_path / 'out'}")
+    assert done.stderr == ""
+
+
+def bad_input(folder: Path) -> dict[str, tuple[list[str], str]]:
+    """Return arguments that must be refused, and words of the sentence that refuses them."""
+    (folder / "empty.txt").write_text("")
+    (folder / "one.txt").write_text("x")
+    (folder / "binary.bin").write_bytes(b"text\n" * 9 + b"\0\1\2")
+    (folder / "latin1.txt").write_bytes("naïve".encode("latin-1"))
+    (folder / "cut.txt").write_bytes("ab☃".encode()[:-1])
+    (folder / "folder").mkdir()
+    (folder / "bad.jsonl").write_text('{"text": "a"}\n{"text": \n')
+    (folder / "list.jsonl").write_text('{"text": "a"}\n\n["text"]\n')
+    (folder / "field.jsonl").write_text('{"txt": "a"}\n')
+    (folder / "number.jsonl").write_text('{"text": 1}\n')
+    (folder / "deep.jsonl").write_text("[" * 100_000 + "\n")
+    (folder / "bad.txt.gz").write_text("not gzip")
+    (folder / "cut.txt.gz").write_bytes(
+        gzip.compress(random.Random(0).randbytes(999).hex().encode())[:-99]
+    )
+    (folder / "good.txt").write_text(story(1))
+    return {
+        "missing": (["no.txt"], "no file or folder is named"),
+        "empty": (["empty.txt"], "hold no text"),
+        "empty folder": (["folder"], "hold no text"),
+        "one character": (["one.txt"], "train split would be empty"),
+        "binary": (["good.txt", "binary.bin"], "binary.bin is not UTF-8 text, as byte 45"),
+        "latin-1": (["latin1.txt"], "byte 2 "),
+        "cut character": (["cut.txt"], "byte 2 "),
+        "broken line": (["bad.jsonl"], "bad.jsonl, line 2: this is not JSON"),
+        "line without object": (["list.jsonl"], "line 3: want an object"),
+        "line without text": (["field.jsonl"], 'want an object with a string "text"'),
+        "line with a number": (["number.jsonl"], 'want an object with a string "text"'),
+        "deep line": (["deep.jsonl"], "line 1: this is not JSON"),
+        "no gzip": (["bad.txt.gz"], "is not a whole gzip file"),
+        "cut gzip": (["cut.txt.gz"], "is not a whole gzip file"),
+        "vocabulary": (["good.txt", "--vocab_size=256"], "at least 257"),
+        "vocabulary of bytes": (["good.txt", "--tokenizer=byte", "--vocab_size=300"], "bpe only"),
+        "fraction": (["good.txt", "--val_fraction=1"], "between 0 and 1: got 1.0"),
+    }  # fmt: skip
+
+
+BAD = ["missing", "empty", "empty folder", "one character", "binary", "latin-1", "cut character",
+       "broken line", "line without object", "line without text", "line with a number",
+       "deep line", "no gzip", "cut gzip", "vocabulary", "vocabulary of bytes", "fraction",
+       ]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_refused_in_a_sentence_and_nothing_is_written(
+    case: str, tmp_path: Path, capsys, monkeypatch
+):
+    (tmp_path / "in").mkdir()
+    args, words = bad_input(tmp_path / "in")[case]
+    monkeypatch.chdir(tmp_path / "in")
+    monkeypatch.setattr(sys, "argv", ["prepare.py", *args, f"--out={tmp_path / 'new' / 'out'}"])
+    with pytest.raises(SystemExit) as stopped:
+        run(main)
+    assert stopped.value.code == 2
+    shown = capsys.readouterr().err
+    assert words in shown
+    assert shown.count("\n") == 1
+    assert not (tmp_path / "new" / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [(["--out=x"], "stdlib"), (["a", "--vocab_siz=300"], "perhaps you meant --vocab_size")],
+)
+def test_a_command_line_that_says_nothing_useful_is_refused(args: list[str], words: str):
+    done = command(*args)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert words in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_binary_files_in_a_folder_are_skipped_and_reported(stories: Path, tmp_path: Path, capsys):
+    expected = contents(build(stories, out=tmp_path / "1", tokenizer="byte").path)
+    (stories / "picture.png").write_bytes(b"\x89PNG\0")
+    dataset = build(stories, out=tmp_path / "2", tokenizer="byte")
+    assert "not UTF-8 text, so left out: 1 files, such as picture.png" in capsys.readouterr().out
+    assert contents(dataset.path)["train.bin"] == expected["train.bin"]
+
+
+def test_without_network_shakespeare_says_how_to_pass_a_file(monkeypatch, tmp_path: Path):
+    def offline(url: str, timeout: float) -> None:
+        raise requests.ConnectionError("no network")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(requests, "get", offline)
+    with pytest.raises(OSError, match=r"cannot download .*give its path as SOURCE"):
+        Corpus.find(["shakespeare"])
+    assert contents(tmp_path) == {}
+
+
+@pytest.mark.parametrize("changed", [["abc", "d"], ["abc", "defg"], ["abc"], ["abc", "def", "g"]])
+def test_a_source_that_changes_between_the_passes_is_refused(tmp_path: Path, changed: list[str]):
+    def write(texts: list[str]) -> None:
+        file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+
+    file = tmp_path / "a.jsonl"
+    write(["abc", "def"])
+    corpus = Corpus.find([str(file)])
+    scan = Scan.of(corpus, 0.1)
+    assert "".join(part.text for part in scan.parts(corpus)) == "abcdef"
+    write(changed)
+    with pytest.raises(ValueError, match="changed while"):
+        list(scan.parts(corpus))
+
+
+def test_mapping_on_threads_keeps_the_order_and_reads_only_a_little_ahead():
+    read: list[int] = []
+    items = (read.append(i) or i for i in range(1000))
+    results = map_in_order(lambda i: time.sleep(0.001 * (i % 3)) or i, items)
+    assert [next(results) for _ in range(100)] == list(range(100))
+    assert len(read) <= 100 + 2 * (os.cpu_count() or 1)
+
+
+def test_a_sample_for_bpe_is_bounded_and_taken_from_all_of_the_training_text(
+    tmp_path: Path, monkeypatch
+):
+    (tmp_path / "a.jsonl").write_text(
+        "".join(json.dumps({"text": f"{i:03}" * 10}) + "\n" for i in range(1000))
+    )
+    monkeypatch.setattr("data.prepare.BPE_TRAINING_CHARACTERS", 3000)
+    corpus = Corpus.find([str(tmp_path)])
+    sample = [int(text[:3]) for text in training_sample(corpus, Scan.of(corpus, 0.1))]
+    assert 100 <= len(sample) <= 101
+    assert max(np.diff([0, *sample, 1000])) <= 20
+
+
+@pytest.mark.parametrize("moment", ["write", "sync of the first file", "sync of the last file"])
+@pytest.mark.parametrize("existed", [True, False])
+def test_a_full_disk_leaves_what_was_there(
+    stories: Path, tmp_path: Path, monkeypatch, moment: str, existed: bool
+):
+    out = tmp_path / "out"
+    if existed:
+        build(stories, out=out, vocab_size=300)
+    before = contents(out)
+    left = {"write": 0, "sync of the first file": 0, "sync of the last file": 3}[moment]
+
+    def full(*args: object) -> None:
+        nonlocal left
+        if not left:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        left -= 1
+
+    owner = data.writer.TokenFile if moment == "write" else os
+    monkeypatch.setattr(owner, "write" if moment == "write" else "fsync", full)
+    with pytest.raises(OSError, match="No space left on device") as failed:
+        build(stories, out=out, vocab_size=280)
+    assert failed.value.filename == str(out)
+    assert contents(out) == before
+    assert out.exists() == existed
+
+
+def start(*args: str | Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "data.prepare", *map(str, args)],
+        cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_preparation_cleans_up(tmp_path: Path, signal_: signal.Signals):
+    (tmp_path / "a.txt").write_text(story(1, 4_000_000))
+    out = tmp_path / "out"
+    process = start(tmp_path / "a.txt", "--tokenizer=byte", "--out", out)
+    while not (out / "train.bin.partial").exists():
+        assert process.poll() is None, "it ended before it could be interrupted"
+        time.sleep(0.001)
+    process.send_signal(signal_)
+    assert process.wait(20) == 128 + signal_
+    assert not out.exists()
+
+
+def kill_and_prepare_again(tmp_path: Path, kills: int) -> None:
+    """Kill preparations at random moments: old dataset or none; then the same as undisturbed."""
+    (tmp_path / "old.txt").write_text(story(1, 3000))
+    (tmp_path / "new.txt").write_text(story(2, 200_000))
+    args = (tmp_path / "new.txt", "--vocab_size=400", "--out")
+    started_at = time.perf_counter()
+    assert start(*args, tmp_path / "expected").wait() == 0
+    seconds = time.perf_counter() - started_at
+    expected = contents(tmp_path / "expected")
+    rng = random.Random(0)
+    for n in range(kills):
+        out = tmp_path / str(n)
+        old = contents(build(tmp_path / "old.txt", out=out, tokenizer="char").path)
+        process = start(*args, out)
+        if n % 2:  # anywhere, or from when files are written
+            time.sleep(seconds * rng.uniform(0.1, 1.0))
+        else:
+            while process.poll() is None and not (out / "train.bin.partial").exists():
+                time.sleep(0.0005)
+            time.sleep(rng.uniform(0, 0.2 * seconds))
+        process.kill()
+        process.wait()
+        left = {k: v for k, v in contents(out).items() if not k.endswith(".partial")}
+        assert "meta.json" not in left or left in (old, expected)
+        assert start(*args, out).wait() == 0
+        assert contents(out) == expected
+
+
+def test_a_preparation_killed_at_8_moments_is_repeated_to_the_same_bytes(tmp_path: Path):
+    kill_and_prepare_again(tmp_path, 8)
+
+
+def die_at(operation: int, config: PrepareConfig) -> None:
+    """Prepare, and end without any cleanup just before the n-th change of the folder or sync."""
+    left = operation
+
+    def deadly(function):
+        def counted(*args, **kwargs):
+            nonlocal left
+            if not left:
+                os._exit(9)
+            left -= 1
+            return function(*args, **kwargs)
+
+        return counted
+
+    os.fsync = deadly(os.fsync)
+    Path.unlink, Path.replace = deadly(Path.unlink), deadly(Path.replace)
+    prepare(config)
+
+
+def test_death_before_any_step_of_writing_leaves_the_old_dataset_or_none(
+    stories: Path, tmp_path: Path
+):
+    """A dataset is replaced by one of another size, so that a mixture of both is refused."""
+    config = PrepareConfig(sources=(str(stories),), vocab_size=300, out=tmp_path / "out")
+    expected = contents(build(stories, out=tmp_path / "new", vocab_size=300).path)
+    seen: list[str] = []
+    for operation in range(100):
+        old = contents(build(stories, out=tmp_path / "out", vocab_size=270).path)
+        child = multiprocessing.get_context("fork").Process(target=die_at, args=(operation, config))
+        child.start()
+        child.join()
+        found = {k: v for k, v in contents(tmp_path / "out").items() if "partial" not in k}
+        seen.append("old" if found == old else "new" if found == expected else "none")
+        assert seen[-1] != "none" or "meta.json" not in found
+        if child.exitcode == 0:
+            break
+    assert seen == sorted(seen, key=["old", "none", "new"].index)  # and no way back
+    assert min(seen.count("old"), seen.count("none")) > 2
+
+
+@pytest.mark.slow
+def test_a_preparation_killed_at_20_moments_is_repeated_to_the_same_bytes(tmp_path: Path):
+    kill_and_prepare_again(tmp_path, 20)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["latin", "chinese"])
+def test_memory_stays_bounded_on_200_megabytes(tmp_path: Path, script: str):
+    rng = np.random.default_rng(0)
+    low, high, width = (97, 123, 1) if script == "latin" else (0x4E00, 0x5E00, 3)
+    with open(tmp_path / "large.txt", "w", encoding="utf-8") as file:
+        for _ in range(200 // width):
+            code_points = rng.integers(low, high, 10**6)
+            code_points[rng.random(10**6) < 0.15] = ord(" ")
+            file.write(code_points.astype("<u4").tobytes().decode("utf-32-le"))
+    done = command(tmp_path / "large.txt", "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss  # in KiB; bytes on macOS
+    assert peak * (1 if sys.platform == "darwin" else 1024) < 500e6
