@@ -1,0 +1,180 @@
+"""Save and restore a run: a checkpoint is there whole, or not at all.
+
+    out/run/checkpoints.json                      what is saved, with size and SHA-256
+    out/run/step_00002000_1f3a9c04.pt             model, optimizers, step, config, tokenizer
+
+A new file never overwrites an old one. The record in checkpoints.json is renamed into place
+when the file that it names is safely on disk, and only then are forgotten files removed, so a
+process that is killed at any moment leaves the checkpoint before or the checkpoint after.
+The hash is needed because torch.load reads flipped bits without complaint.
+"""
+
+import hashlib
+import json
+import os
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+FORMAT = 1  # raise this when the meaning of a field changes
+RECORD = "checkpoints.json"
+
+
+def save(out_dir: Path, state: dict[str, Any], names: list[str]) -> None:
+    """Write `state`, which has a step, and let `names` ("last", "best") point to it.
+
+    Raises OSError if it cannot be written; what was saved before stays.
+    """
+    out_dir.mkdir(parents=True, exist_ok=True)
+    partial = out_dir / "checkpoint.partial"
+    try:
+        with open(partial, "wb") as file:
+            torch.save({"format": FORMAT, **state}, file)
+            _sync(file)
+        digest = _sha256(partial)
+        path = out_dir / f"step_{state['step']:08d}_{digest[:8]}.pt"
+        entry = {"step": state["step"], "file": path.name, "sha256": digest}
+        entry["bytes"] = partial.stat().st_size
+        partial.replace(path)
+        record = _read_record(out_dir) if has_checkpoint(out_dir) else {}
+        _write_record(out_dir, record | dict.fromkeys(names, entry))
+    except (OSError, RuntimeError) as error:  # torch's zip writer wraps a full disk
+        partial.unlink(missing_ok=True)
+        raise OSError(
+            f"the checkpoint of step {state['step']} could not be written to {out_dir} "
+            f"({' '.join(str(error).split())[:120]}): the one before it is untouched; make room "
+            "and go on with --resume"
+        ) from error
+    _sweep(out_dir)
+
+
+def has_checkpoint(out_dir: Path) -> bool:
+    return (out_dir / RECORD).exists()
+
+
+def open_folder(out_dir: Path, config: str, resume: bool) -> None:
+    """Make the run's folder and put its config there; a new run sets an older one aside."""
+    out_dir.mkdir(parents=True, exist_ok=True)
+    if has_checkpoint(out_dir) and not resume:
+        previous = out_dir / "previous"
+        shutil.rmtree(previous, ignore_errors=True)
+        previous.mkdir()
+        for pattern in ("*.pt", "*.json", "*.jsonl", "*.toml", "*.png"):
+            for path in out_dir.glob(pattern):
+                path.replace(previous / path.name)
+        print(f"{out_dir} held a run without --resume: it is now in {previous}")
+    (out_dir / "config.toml").write_text(config, encoding="utf-8")
+
+
+def pack(model: nn.Module, optimizers: list[Optimizer]) -> dict[str, Any]:
+    """The part of a checkpoint that is weights and what the optimizers know of them."""
+    return {
+        "model": model.state_dict(),
+        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+    }
+
+
+def unpack(state: dict[str, Any], model: nn.Module, optimizers: list[Optimizer]) -> None:
+    """Put the weights and the optimizers' state back. Raises ValueError if they do not fit."""
+    if len(optimizers) != len(state["optimizers"]):
+        raise ValueError("a run goes on with its own optimizer: optim.name has changed")
+    model.load_state_dict(state["model"])
+    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(saved)
+
+
+def check_same(what: str, asked: dict[str, Any], saved: dict[str, Any]) -> None:
+    """Raise ValueError that names what differs between this run and the checkpoint."""
+    for key in sorted(asked.keys() | saved.keys()):
+        if key not in asked or key not in saved or asked[key] != saved[key]:
+            raise ValueError(
+                f"the checkpoint has another {what}: its {key} differs from this run's; resume "
+                "with the run's own config.toml and dataset, or start anew in another out_dir"
+            )
+
+
+def load(out_dir: Path, name: str) -> dict[str, Any]:
+    """Read the checkpoint called `name` ("last" or "best") after comparing its hash.
+
+    Raises FileNotFoundError if there is none, ValueError if it is damaged or holds code.
+    """
+    record = _read_record(out_dir)
+    if name not in record:
+        raise ValueError(f"{out_dir} has no {name} checkpoint, only: {', '.join(record)}")
+    path = out_dir / record[name]["file"]
+    if not path.exists():
+        raise FileNotFoundError(f"{path}, the {name} checkpoint, is missing{_others(record, name)}")
+    found, expected = path.stat().st_size, record[name]["bytes"]
+    if found != expected or _sha256(path) != record[name]["sha256"]:
+        raise ValueError(
+            f"{path} is damaged: {found} bytes of {expected}, or another SHA-256 than in "
+            f"{RECORD}{_others(record, name)}"
+        )
+    return _unpickle(path)
+
+
+def _unpickle(path: Path) -> dict[str, Any]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(
+            f"{path} is refused: it must hold tensors and plain values only, never code"
+        ) from error
+    found = state.get("format") if isinstance(state, dict) else None
+    if found != FORMAT:
+        raise ValueError(f"{path} has format {found}; this code reads format {FORMAT}")
+    return state
+
+
+def _others(record: dict[str, Any], name: str) -> str:
+    path = record[name]["file"]
+    others = [other for other in record if record[other]["file"] != path]
+    return f"; there is also the {others[0]} checkpoint" if others else ""
+
+
+def _read_record(out_dir: Path) -> dict[str, Any]:
+    path = out_dir / RECORD
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{out_dir} holds no checkpoint: train one with `python train.py CONFIG "
+            f"--out_dir={out_dir}`, or pass the folder of another run"
+        )
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return {name: record[name] for name in ("last", "best") if name in record}
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def _write_record(out_dir: Path, record: dict[str, Any]) -> None:
+    partial = out_dir / f"{RECORD}.partial"
+    with open(partial, "w", encoding="utf-8") as file:
+        json.dump(record, file, indent=2)
+        _sync(file)
+    partial.replace(out_dir / RECORD)
+    folder = os.open(out_dir, os.O_RDONLY)
+    os.fsync(folder)  # the two renames, in this order
+    os.close(folder)
+
+
+def _sweep(out_dir: Path) -> None:
+    """Remove what the record no longer names, and what killed processes left."""
+    kept = {entry["file"] for entry in _read_record(out_dir).values()}
+    for path in [*out_dir.glob("step_*.pt"), *out_dir.glob("*.partial")]:
+        if path.name not in kept:
+            path.unlink()
+
+
+def _sync(file: Any) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,66 @@
+"""wandb, kept at arm's length: no run may wait or die for its sake."""
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import requests
+
+WandbMode = Literal["off", "offline", "online"]
+ANSWER_SECONDS = 3
+
+
+class WandbRun:
+    """A wandb run; its first failure is reported, and it is silent from then on."""
+
+    def __init__(self, run: Any) -> None:
+        self.run = run
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        if self.run is not None:
+            self._try(lambda run: run.log(values, step=step))
+
+    def finish(self) -> None:
+        if self.run is not None:
+            self._try(lambda run: run.finish())
+
+    def _try(self, call: Any) -> None:
+        try:
+            call(self.run)
+        except Exception as error:  # wandb raises many kinds, and none is worth the run
+            print(f"wandb: it failed ({error}), so the rest of this run is not logged there")
+            self.run = None
+
+
+def start_wandb(mode: WandbMode, out_dir: Path, config: dict[str, Any]) -> WandbRun | None:
+    """Start a wandb run; None if it is off, or does not start, which is said."""
+    if mode == "off":
+        return None
+    os.environ.setdefault("WANDB_SILENT", "true")  # read when wandb starts
+    import wandb  # slow to import, and rarely wanted
+
+    if mode == "online" and (reason := why_offline()):
+        print(f"wandb: {reason}, so this run is logged offline; `wandb sync` sends it later")
+        mode = "offline"
+    try:
+        settings = wandb.Settings(init_timeout=20)
+        return WandbRun(
+            wandb.init(project="glassgpt", dir=out_dir, mode=mode, config=config, settings=settings)
+        )
+    except Exception as error:  # as above
+        print(f"wandb: it did not start ({error}), so this run is logged in {out_dir} only")
+        return None
+
+
+def why_offline() -> str | None:
+    """Return why an online run cannot be, found out before wandb.init waits for a minute."""
+    import wandb
+
+    server = wandb.setup().settings.base_url
+    if not os.environ.get("WANDB_API_KEY") and not requests.utils.get_netrc_auth(server):
+        return "nobody is logged in (`wandb login`)"
+    try:
+        requests.head(server, timeout=ANSWER_SECONDS)
+    except requests.RequestException:
+        return "its server does not answer"
+    return None

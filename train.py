@@ -1,0 +1,257 @@
+"""Train a GPT from scratch.
+
+    python train.py config/quickstart.toml                          # one process
+    python train.py config/quickstart.toml --resume                 # go on where it stopped
+    torchrun --nproc-per-node=8 train.py config/gpt2_124m.toml      # eight GPUs
+
+Read `train` from top to bottom: it is the whole story, and each name in it is a file.
+"""
+
+import contextlib
+import math
+import time
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+import sample
+from data.bigram import bigram_loss
+from data.loader import Batches, DataConfig, Dataset, eval_batches
+from engine import checkpoint, cli, parallel, report
+from engine.evaluate import evaluate
+from engine.metrics import Metrics, flops_per_token, mfu
+from engine.optim import OptimConfig, build_optimizers, check_finite, schedule, set_learning_rates
+from engine.parallel import DeviceName, Precision, StopRequest, World
+from engine.wandb_run import WandbMode, start_wandb
+from model import GPT, ModelConfig, count_parameters
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Everything that defines a run."""
+
+    out_dir: Path = Path("out/run")
+    """Folder for config.toml, metrics.jsonl, loss.png and the checkpoints."""
+    resume: bool = False
+    """Go on from the last checkpoint in out_dir."""
+    seed: int = 1337
+    """Of the weights, the order of the data, and dropout."""
+    max_steps: int = 1000
+    """Number of optimizer updates."""
+    batch_size: int = 64
+    """Sequences per update, over all devices."""
+    micro_batch_size: int = 0
+    """Sequences per pass on one device: fits memory, not the result; 0 for all of its share."""
+    eval_every: int = 250
+    """Steps between evaluations; each also saves a checkpoint."""
+    eval_tokens: int = 0
+    """Evaluate on the first so many tokens of the validation split; 0 for all of it."""
+    samples: int = 2
+    """Texts to print at the end."""
+    device: DeviceName = "auto"
+    """Where to train; auto takes the best that is here."""
+    precision: Precision = "auto"
+    """Of the matrix products (weights stay float32); auto is bfloat16 where hardware has it."""
+    compile: bool = False
+    """Fuse operations by torch.compile: slower to start, then faster."""
+    wandb: WandbMode = "off"
+    """Log to wandb: online (if logged in), offline (to sync later), or off."""
+
+    model: ModelConfig = field(default_factory=lambda: ModelConfig(vocab_size=0))
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+
+    def __post_init__(self) -> None:
+        cli.at_least(1, self, "max_steps", "batch_size", "eval_every")
+        cli.at_least(0, self, "micro_batch_size", "eval_tokens", "samples", "seed")
+
+
+@dataclass
+class Run:
+    """The parts of a run, and how far it has come."""
+
+    config: TrainConfig
+    world: World
+    stop: StopRequest
+    dataset: Dataset
+    window: dict[str, int]  # what this process reads of it
+    model: GPT
+    replica: nn.Module  # the model, or its wrapper that averages gradients over processes
+    optimizers: list[Optimizer]
+    step: int = 0  # finished updates
+    best_val_loss: float = math.inf
+    elapsed_seconds: float = 0.0  # before this process
+    metrics: Metrics = field(init=False)
+
+    @property
+    def micro_batch_size(self) -> int:
+        share = self.config.batch_size // self.world.size
+        return min(self.config.micro_batch_size or share, share)
+
+
+def train(config: TrainConfig, world: World, stop: StopRequest) -> None:
+    """The whole run."""
+    # Data
+    dataset = Dataset.open(config.data.path)
+    vocab_size = dataset.fitting_vocab_size(config.model.vocab_size)
+    model_config = replace(config.model, vocab_size=vocab_size)
+    config = replace(config, model=model_config, precision=world.precision(config.precision))
+    window = {"vocab_size": dataset.vocab_size, "context_length": config.model.context_length}
+    window |= {"rank": world.rank, "world_size": world.size}
+    batches = Batches(
+        dataset.tokens("train"), batch_size=config.batch_size, seed=config.seed, **window
+    )
+
+    # Model: built the same in every process, then compiled, then replicated
+    torch.manual_seed(config.seed)
+    model = GPT(config.model).to(world.device)
+    if config.compile:
+        model.compile()
+    replica = parallel.replicate(model, world)
+    optimizers = build_optimizers(model, config.optim)
+
+    # Where to start
+    run = Run(config, world, stop, dataset, window, model, replica, optimizers)
+    if config.resume:
+        restore(run)
+    run.metrics = open_log(run)
+
+    # The loop: a step is a finished update, so the last pass only evaluates and saves
+    with contextlib.closing(run.metrics):
+        for step in range(run.step, config.max_steps + 1):
+            run.step, is_last = step, step == config.max_steps
+            if is_last or step % config.eval_every == 0:
+                evaluate_and_save(run)
+            if stop.on_any_rank(world):
+                leave(run)
+            if not is_last:
+                update(run, batches.batch(step))
+    if world.is_main:
+        conclude(run)
+
+
+def update(run: Run, batch: tuple[Tensor, Tensor]) -> None:
+    """One optimizer update on this process's share of a batch."""
+    started_at, config = time.perf_counter(), run.config
+    set_learning_rates(run.optimizers, schedule(run.step, config.max_steps, config.optim))
+    parallel.seed_dropout(config.seed, run.step, run.world)
+    loss = accumulate_gradients(run, batch)
+    grad_norm = nn.utils.clip_grad_norm_(run.model.parameters(), config.optim.grad_clip).item()
+    check_finite(run.step, loss, grad_norm)
+    for optimizer in run.optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
+    n_tokens, seconds = batch[0].numel() * run.world.size, time.perf_counter() - started_at
+    learning_rate = run.optimizers[0].param_groups[0]["lr"]
+    run.metrics.update(run.step, loss, grad_norm, learning_rate, n_tokens, seconds)
+
+
+def accumulate_gradients(run: Run, batch: tuple[Tensor, Tensor]) -> float:
+    """Add up the gradient of the mean loss over micro-batches; return that loss."""
+    world, size = run.world, run.micro_batch_size
+    tokens_BT, targets_BT = (t.to(world.device, non_blocking=True) for t in batch)
+    pairs = list(zip(tokens_BT.split(size), targets_BT.split(size), strict=True))
+    total = torch.zeros((), device=world.device)
+    for i, (micro_tokens_BT, micro_targets_BT) in enumerate(pairs):
+        parallel.sync_gradients(run.replica, enabled=i == len(pairs) - 1)
+        share = len(micro_tokens_BT) / len(tokens_BT)  # the last one may be smaller
+        with world.autocast(run.config.precision):
+            loss = run.replica(micro_tokens_BT, micro_targets_BT) * share
+        loss.backward()
+        total += loss.detach()
+    return world.sum(total).item() / world.size
+
+
+def evaluate_and_save(run: Run) -> None:
+    """Log the validation loss; save the last checkpoint, which may be the best one too."""
+    config, world, size = run.config, run.world, run.micro_batch_size
+    batches = eval_batches(
+        run.dataset.tokens("val"),
+        batch_size=size,
+        max_tokens=config.eval_tokens or None,
+        **run.window,
+    )
+    val_loss = evaluate(run.model, batches, world, config.precision, run.stop)
+    if val_loss is None:  # asked to stop meanwhile
+        return
+    bits = run.dataset.bits_per_byte("val", val_loss)
+    run.metrics.evaluation(run.step, val_loss, bits)
+    is_best = val_loss < run.best_val_loss
+    run.best_val_loss = min(val_loss, run.best_val_loss)
+    save(run, ["last", "best"] if is_best else ["last"])
+
+
+def save(run: Run, names: list[str]) -> None:
+    """Write all that resuming and sampling need, from the main process."""
+    if not run.world.is_main:
+        return
+    state = {
+        "step": run.step,
+        "best_val_loss": run.best_val_loss,
+        "elapsed_seconds": run.metrics.elapsed_seconds,
+        "config": cli.dump_config(run.config),
+        "model_config": asdict(run.config.model),
+        "tokenizer": run.dataset.tokenizer.state(),
+        "documents": run.dataset.documents,
+        **checkpoint.pack(run.model, run.optimizers),
+    }
+    checkpoint.save(run.config.out_dir, state, names)
+
+
+def restore(run: Run) -> None:
+    """Take up the last checkpoint. Raises ValueError if it has another model or tokenizer."""
+    state = checkpoint.load(run.config.out_dir, "last")
+    checkpoint.check_same("model", asdict(run.config.model), state["model_config"])
+    checkpoint.check_same("tokenizer", run.dataset.tokenizer.state(), state["tokenizer"])
+    checkpoint.unpack(state, run.model, run.optimizers)
+    run.step, run.elapsed_seconds = state["step"], state["elapsed_seconds"]
+    run.best_val_loss = state["best_val_loss"]
+
+
+def leave(run: Run) -> None:
+    """Asked to stop: save, say how to go on, and exit as shells expect."""
+    save(run, ["last"])
+    if run.world.is_main:
+        config = f"{run.config.out_dir}/config.toml"
+        print(f"stopped after step {run.step}, which is saved: python train.py {config} --resume")
+    raise SystemExit(run.stop.exit_code)
+
+
+def open_log(run: Run) -> Metrics:
+    """Say what will be trained, put the config into the run's folder, and open its log."""
+    config, world, n_tokens = run.config, run.world, len(run.dataset.tokens("train"))
+    if not world.is_main:
+        return Metrics(None, run.step, config.max_steps)
+    parts = count_parameters(config.model)
+    report.announce(parts, asdict(config), n_tokens, world)
+    checkpoint.open_folder(config.out_dir, cli.dump_config(config), config.resume)
+    metrics = Metrics(config.out_dir, run.step, config.max_steps, run.elapsed_seconds)
+    flops = flops_per_token(parts, asdict(config.model))
+    metrics.mfu = mfu(flops, world.device_name, world.size)
+    metrics.wandb = start_wandb(config.wandb, config.out_dir, asdict(config))
+    return metrics
+
+
+def conclude(run: Run) -> None:
+    """Draw the loss, compare it with a bigram model's, print samples, and say what is next."""
+    config, dataset = run.config, run.dataset
+    bigram = bigram_loss(dataset.tokens("train"), dataset.tokens("val"), dataset.vocab_size)
+    losses = {"best": run.best_val_loss, "a bigram model's": bigram}
+    bits = {name: dataset.bits_per_byte("val", loss) for name, loss in losses.items()}
+    settings = sample.SampleConfig(num_samples=config.samples, seed=config.seed)
+    prompt = sample.encode_prompt("", dataset.tokenizer, dataset.documents > 1)
+    sample.write_samples(run.model.eval(), dataset.tokenizer, prompt, settings)
+    report.conclude(config.out_dir, losses, bits)
+
+
+def main() -> None:
+    config = cli.parse_config(TrainConfig)
+    with parallel.world(config.device) as world:
+        train(config, world, StopRequest())
+
+
+if __name__ == "__main__":
+    cli.run(main)
