@@ -8,11 +8,11 @@ PY := $(VENV)/bin/python
 
 .PHONY: quickstart test test-slow check clean
 
-quickstart: data/stdlib/meta.json
+quickstart: data/stdlib_bpe/meta.json
 	$(PY) train.py config/quickstart.toml
 
-data/stdlib/meta.json: | $(VENV)/installed
-	$(PY) -m data.prepare stdlib --tokenizer=bpe --vocab_size=4096 --out=data/stdlib
+data/stdlib_bpe/meta.json: | $(VENV)/installed
+	$(PY) -m data.prepare stdlib --tokenizer=bpe --vocab_size=4096
 
 test: $(VENV)/installed-dev
 	$(PY) -m pytest
@@ -26,7 +26,7 @@ check: $(VENV)/installed-dev
 	$(PY) -m pyright
 
 clean:
-	rm -rf $(VENV) data/stdlib out
+	rm -rf $(VENV) data/stdlib_bpe out
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -84,7 +84,7 @@ class ModelConfig:
 
     @property
     def n_inner(self) -> int:
-        """Width of the MLP: SwiGLU's 3 matrices are as large as GELU's 2 (Shazeer, 2020, sec. 3)."""
+        """Width of the MLP: SwiGLU's 3 matrices hold what GELU's 2 do (Shazeer, 2020, sec. 3)."""
         # rounded up to a multiple of 32, for speed
         return 32 * math.ceil(8 * self.n_embd / 3 / 32) if self.is_modern else 4 * self.n_embd
 

@@ -3,10 +3,9 @@
 python sample.py --out_dir=out/quickstart --prompt="def main(" --num_samples=3
 """
 
-import sys
 import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +16,7 @@ from torch.nn import functional as F
 
 from data.tokenizer import TextStream, Tokenizer, load_tokenizer
 from engine import checkpoint
-from engine.cli import parse_config, run
+from engine.cli import at_least, parse_config, run
 from engine.parallel import DeviceName, find_device
 from model import GPT, ModelConfig
 
@@ -54,9 +53,7 @@ class SampleConfig:
     def __post_init__(self) -> None:
         if self.prompt and self.prompt_file is not None:
             raise ValueError("give prompt or prompt_file, not both")
-        for name in ("max_new_tokens", "num_samples", "temperature", "top_k"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative: got {getattr(self, name)}")
+        at_least(0, self, "max_new_tokens", "num_samples", "temperature", "top_k", "seed")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be in (0, 1]: got {self.top_p}")
         if not 0 <= self.min_p <= 1:
@@ -141,6 +138,14 @@ def encode_prompt(text: str, tokenizer: Tokenizer, starts_documents: bool) -> li
         return [0]
 
 
+def read_text(path: Path) -> str:
+    """Read a prompt. Raises ValueError that names the file if it is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: {error}") from error
+
+
 def load_model(state: dict[str, Any], device: str) -> tuple[GPT, Tokenizer]:
     """Rebuild the model, ready to evaluate, and its tokenizer from a checkpoint."""
     model = GPT(ModelConfig(**tomllib.loads(state["config"])["model"]))
@@ -152,12 +157,9 @@ def main() -> None:
     config = parse_config(SampleConfig)
     state = checkpoint.load(config.out_dir, config.checkpoint)
     model, tokenizer = load_model(state, find_device(config.device))
-    text = config.prompt
     if config.prompt_file is not None:
-        text = config.prompt_file.read_text(encoding="utf-8")
-    prompt = encode_prompt(text, tokenizer, state["documents"] > 1)
-    if sys.stdout.encoding.lower() != "utf-8":  # any token may hold any character
-        sys.stdout.reconfigure(encoding="utf-8")  # pyright: ignore[reportAttributeAccessIssue]
+        config = replace(config, prompt=read_text(config.prompt_file), prompt_file=None)
+    prompt = encode_prompt(config.prompt, tokenizer, state["documents"] > 1)
     write_samples(model, tokenizer, prompt, config)
 
 

@@ -1,8 +1,7 @@
 """Train a GPT from scratch.
 
-    python train.py config/quickstart.toml                          # one process
-    python train.py config/quickstart.toml --resume                 # go on where it stopped
-    torchrun --nproc-per-node=8 train.py config/gpt2_124m.toml      # eight GPUs
+    python train.py config/quickstart.toml --resume               # go on where it stopped
+    torchrun --nproc-per-node=8 train.py config/gpt2_124m.toml    # eight GPUs
 
 Read `train` from top to bottom: it is the whole story, and each name in it is a file.
 """
@@ -101,9 +100,8 @@ def train(config: TrainConfig, world: World, stop: StopRequest) -> None:
     config = replace(config, model=model_config, precision=world.precision(config.precision))
     window = {"vocab_size": dataset.vocab_size, "context_length": config.model.context_length}
     window |= {"rank": world.rank, "world_size": world.size}
-    batches = Batches(
-        dataset.tokens("train"), batch_size=config.batch_size, seed=config.seed, **window
-    )
+    train_T = dataset.tokens("train")
+    batches = Batches(train_T, batch_size=config.batch_size, seed=config.seed, **window)
 
     # Model: built the same in every process, then compiled, then replicated
     torch.manual_seed(config.seed)
@@ -123,7 +121,7 @@ def train(config: TrainConfig, world: World, stop: StopRequest) -> None:
     with contextlib.closing(run.metrics):
         for step in range(run.step, config.max_steps + 1):
             run.step, is_last = step, step == config.max_steps
-            if is_last or step % config.eval_every == 0:
+            if is_last or (step and step % config.eval_every == 0):
                 evaluate_and_save(run)
             if stop.on_any_rank(world):
                 leave(run)
@@ -167,14 +165,9 @@ def accumulate_gradients(run: Run, batch: tuple[Tensor, Tensor]) -> float:
 
 def evaluate_and_save(run: Run) -> None:
     """Log the validation loss; save the last checkpoint, which may be the best one too."""
-    config, world, size = run.config, run.world, run.micro_batch_size
-    batches = eval_batches(
-        run.dataset.tokens("val"),
-        batch_size=size,
-        max_tokens=config.eval_tokens or None,
-        **run.window,
-    )
-    val_loss = evaluate(run.model, batches, world, config.precision, run.stop)
+    val_T = run.dataset.tokens("val")[: run.config.eval_tokens or None]
+    batches = eval_batches(val_T, batch_size=run.micro_batch_size, **run.window)
+    val_loss = evaluate(run.model, batches, run.world, run.config.precision, run.stop)
     if val_loss is None:  # asked to stop meanwhile
         return
     bits = run.dataset.bits_per_byte("val", val_loss)
@@ -213,7 +206,7 @@ def restore(run: Run) -> None:
 
 def leave(run: Run) -> None:
     """Asked to stop: save, say how to go on, and exit as shells expect."""
-    save(run, ["last"])
+    save(run, ["last"] if math.isfinite(run.best_val_loss) else ["last", "best"])
     if run.world.is_main:
         config = f"{run.config.out_dir}/config.toml"
         print(f"stopped after step {run.step}, which is saved: python train.py {config} --resume")
@@ -229,8 +222,7 @@ def open_log(run: Run) -> Metrics:
     report.announce(parts, asdict(config), n_tokens, world)
     checkpoint.open_folder(config.out_dir, cli.dump_config(config), config.resume)
     metrics = Metrics(config.out_dir, run.step, config.max_steps, run.elapsed_seconds)
-    flops = flops_per_token(parts, asdict(config.model))
-    metrics.mfu = mfu(flops, world.device_name, world.size)
+    metrics.mfu = mfu(flops_per_token(parts, asdict(config.model)), world.device_name, world.size)
     metrics.wandb = start_wandb(config.wandb, config.out_dir, asdict(config))
     return metrics
 

@@ -28,7 +28,7 @@ Batch = tuple[Tensor, Tensor]  # tokens_BT, targets_BT
 class DataConfig:
     """Where the tokens are."""
 
-    path: Path = Path("data/stdlib")
+    path: Path = Path("data/stdlib_bpe")
     """Folder that data.prepare wrote."""
 
 
@@ -179,16 +179,14 @@ def eval_batches(
     vocab_size: int,
     context_length: int,
     batch_size: int,
-    max_tokens: int | None = None,
     rank: int = 0,
     world_size: int = 1,
 ) -> Iterator[Batch]:
     """Yield this rank's batches of a whole split: each token but the first is a target once.
 
     All have the same shape; what the last lacks has the target IGNORED. Ranks take batches in
-    turn, so some may get one more. `max_tokens` keeps to the beginning of the split.
+    turn, so some may get one more.
     """
-    tokens = tokens[:max_tokens]
     if len(tokens) < 2:
         raise ValueError(f"evaluation needs at least 2 tokens: got {len(tokens)}")
     shape, size = (batch_size, context_length), batch_size * context_length

@@ -10,10 +10,9 @@ The hash is needed because torch.load reads flipped bits without complaint.
 """
 
 import hashlib
+import itertools
 import json
 import os
-import pickle
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +40,9 @@ def save(out_dir: Path, state: dict[str, Any], names: list[str]) -> None:
         entry = {"step": state["step"], "file": path.name, "sha256": digest}
         entry["bytes"] = partial.stat().st_size
         partial.replace(path)
-        record = _read_record(out_dir) if has_checkpoint(out_dir) else {}
-        _write_record(out_dir, record | dict.fromkeys(names, entry))
+        _write_record(out_dir, _read_record(out_dir) | dict.fromkeys(names, entry))
     except (OSError, RuntimeError) as error:  # torch's zip writer wraps a full disk
-        partial.unlink(missing_ok=True)
+        _sweep(out_dir)
         raise OSError(
             f"the checkpoint of step {state['step']} could not be written to {out_dir} "
             f"({' '.join(str(error).split())[:120]}): the one before it is untouched; make room "
@@ -59,15 +57,12 @@ def has_checkpoint(out_dir: Path) -> bool:
 
 def open_folder(out_dir: Path, config: str, resume: bool) -> None:
     """Make the run's folder and put its config there; a new run sets an older one aside."""
-    out_dir.mkdir(parents=True, exist_ok=True)
     if has_checkpoint(out_dir) and not resume:
-        previous = out_dir / "previous"
-        shutil.rmtree(previous, ignore_errors=True)
-        previous.mkdir()
-        for pattern in ("*.pt", "*.json", "*.jsonl", "*.toml", "*.png"):
-            for path in out_dir.glob(pattern):
-                path.replace(previous / path.name)
-        print(f"{out_dir} held a run without --resume: it is now in {previous}")
+        names = (f"{out_dir.name}_{number}" for number in itertools.count(1))
+        aside = next(path for name in names if not (path := out_dir.with_name(name)).exists())
+        out_dir.rename(aside)
+        print(f"{out_dir} held another run, which is now in {aside}")
+    out_dir.mkdir(parents=True, exist_ok=True)
     (out_dir / "config.toml").write_text(config, encoding="utf-8")
 
 
@@ -103,6 +98,11 @@ def load(out_dir: Path, name: str) -> dict[str, Any]:
 
     Raises FileNotFoundError if there is none, ValueError if it is damaged or holds code.
     """
+    if not has_checkpoint(out_dir):
+        raise FileNotFoundError(
+            f"{out_dir} holds no checkpoint: train one with `python train.py CONFIG "
+            f"--out_dir={out_dir}`, or pass the folder of another run"
+        )
     record = _read_record(out_dir)
     if name not in record:
         raise ValueError(f"{out_dir} has no {name} checkpoint, only: {', '.join(record)}")
@@ -121,7 +121,7 @@ def load(out_dir: Path, name: str) -> dict[str, Any]:
 def _unpickle(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except Exception as error:  # a made-up file can fail in any way
         raise ValueError(
             f"{path} is refused: it must hold tensors and plain values only, never code"
         ) from error
@@ -140,15 +140,13 @@ def _others(record: dict[str, Any], name: str) -> str:
 def _read_record(out_dir: Path) -> dict[str, Any]:
     path = out_dir / RECORD
     if not path.exists():
-        raise FileNotFoundError(
-            f"{out_dir} holds no checkpoint: train one with `python train.py CONFIG "
-            f"--out_dir={out_dir}`, or pass the folder of another run"
-        )
+        return {}
+    fields = ("step", "file", "sha256", "bytes")
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        return {name: record[name] for name in ("last", "best") if name in record}
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+        return {name: {field: entry[field] for field in fields} for name, entry in record.items()}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged: {error!r}") from error
 
 
 def _write_record(out_dir: Path, record: dict[str, Any]) -> None:

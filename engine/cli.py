@@ -9,6 +9,7 @@ the wrong type is an error in either one, never a line that is silently ignored.
 
 import contextlib
 import dataclasses
+import difflib
 import io
 import json
 import os
@@ -28,6 +29,8 @@ USER_ERROR = 2  # exit code: the run was refused, and a sentence says why
 
 def run(main: Callable[[], None]) -> None:
     """Call `main`; end in one sentence on stderr where the user can mend what went wrong."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")  # any text may hold any character
     try:
         main()
         sys.stdout.flush()
@@ -50,7 +53,7 @@ def sentence(error: Exception) -> str:
 def at_least(least: float, config: Any, *names: str) -> None:
     """Raise ValueError for the first of these fields of `config` that is below `least`."""
     for name in names:
-        if getattr(config, name) < least:
+        if not getattr(config, name) >= least:  # nor is nan
             raise ValueError(f"{name} must be at least {least}: got {getattr(config, name)}")
 
 
@@ -83,13 +86,20 @@ def dump_config(config: Any) -> str:
                 tables[name] = []
                 add(value, name)
             elif value is not None:  # TOML has no null
-                # JSON scalars and arrays are TOML, but for infinity, which TOML spells "inf"
-                text = json.dumps(value, ensure_ascii=False, default=str)
-                tables[table].append(f"{key} = {text.replace('Infinity', 'inf')}")
+                tables[table].append(f"{key} = {_toml(value)}")
 
     add(dataclasses.asdict(config), "")
     blocks = ([f"[{name}]"] * bool(name) + lines for name, lines in tables.items() if lines)
     return "\n\n".join("\n".join(block) for block in blocks) + "\n"
+
+
+def _toml(value: Any) -> str:
+    """JSON is TOML, but for infinity: `(inf, 1)` -> `[inf, 1]`."""
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, float):
+        return repr(value)
+    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _parse(config_type: type[ConfigT], args: list[str], default: Any, prog: str) -> ConfigT:
@@ -108,17 +118,34 @@ def _parse(config_type: type[ConfigT], args: list[str], default: Any, prog: str)
     except SystemExit as stop:
         if stop.code in (0, None):  # --help
             raise
-        raise ValueError(f"{prog}: {_unboxed(shown.getvalue())}") from None
+        message = _unboxed(shown.getvalue())
+        raise ValueError(f"{prog}: {message}{_nearest(message, config_type)}") from None
 
 
 def _unboxed(text: str) -> str:
-    """tyro's error box -> `Unrecognized options: --sed=1; perhaps you meant --seed`."""
-    lines = [line.strip("│╭╮╰╯ ") for line in re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()]
-    rules = [i for i, line in enumerate(lines[1:], 1) if line.startswith("──")]
-    message = " ".join(lines[1 : rules[0] if rules else None]).strip()
-    after = text.partition("Perhaps you meant")[2]
-    nearest = re.search(r"--[\w.]+", after.partition("For full helptext")[0])
-    return message + (f"; perhaps you meant {nearest[0]}" if nearest else "")
+    """tyro's error box -> its first section, `Unrecognized options: --sed=1`."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    sections = re.split(r"^[│╭╰ ]*(?:─|---).*$", plain, flags=re.MULTILINE)
+    return " ".join(sections[1].replace("│", " ").split())
+
+
+def _nearest(message: str, config_type: type) -> str:
+    """`Unrecognized options: --sed=1` -> `; perhaps you meant --seed`."""
+    unknown = re.match(r"Unrecognized options: --([\w.]+)", message)
+    names = list(_names(config_type))
+    without_table = {name.rpartition(".")[2]: name for name in reversed(names)}
+    meant = without_table | {name: name for name in names}
+    found = difflib.get_close_matches(unknown[1], meant, n=1) if unknown else []
+    return f"; perhaps you meant --{meant[found[0]]}" if found else ""
+
+
+def _names(config_type: type, prefix: str = "") -> Iterator[str]:
+    """Yield `seed`, `model.n_layer` and so on."""
+    for field in dataclasses.fields(config_type):
+        if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
+            yield from _names(field.type, f"{prefix}{field.name}.")
+        else:
+            yield f"{prefix}{field.name}"
 
 
 def _bare_flags_are_true(args: list[str]) -> list[str]:

@@ -105,9 +105,13 @@ def test_evaluation_makes_every_token_but_the_first_a_target_once(n: int, world_
     seen: Counter[int] = Counter()
     for rank in range(world_size):
         for tokens_BT, targets_BT in eval_batches(
-            TOKENS, vocab_size=1000, context_length=T, batch_size=4, max_tokens=n, rank=rank,
+            TOKENS[:n],
+            vocab_size=1000,
+            context_length=T,
+            batch_size=4,
+            rank=rank,
             world_size=world_size,
-        ):  # fmt: skip
+        ):
             assert tokens_BT.shape == targets_BT.shape == (4, T)
             counted = targets_BT != IGNORED
             assert counted.any()
