@@ -138,7 +138,7 @@ def update(run: Run, batch: tuple[Tensor, Tensor]) -> None:
     parallel.seed_dropout(config.seed, run.step, run.world)
     loss = accumulate_gradients(run, batch)
     grad_norm = nn.utils.clip_grad_norm_(run.model.parameters(), config.optim.grad_clip).item()
-    check_finite(run.step, loss, grad_norm)
+    check_finite(run.step, loss=loss, grad_norm=grad_norm)
     for optimizer in run.optimizers:
         optimizer.step()
         optimizer.zero_grad()
@@ -170,8 +170,8 @@ def evaluate_and_save(run: Run) -> None:
     val_loss = evaluate(run.model, batches, run.world, run.config.precision, run.stop)
     if val_loss is None:  # asked to stop meanwhile
         return
-    bits = run.dataset.bits_per_byte("val", val_loss)
-    run.metrics.evaluation(run.step, val_loss, bits)
+    check_finite(run.step, val_loss=val_loss)
+    run.metrics.evaluation(run.step, val_loss, run.dataset.bits_per_byte("val", val_loss))
     is_best = val_loss < run.best_val_loss
     run.best_val_loss = min(val_loss, run.best_val_loss)
     save(run, ["last", "best"] if is_best else ["last"])
@@ -185,7 +185,7 @@ def save(run: Run, names: list[str]) -> None:
         "step": run.step,
         "best_val_loss": run.best_val_loss,
         "elapsed_seconds": run.metrics.elapsed_seconds,
-        "config": cli.dump_config(run.config),
+        "config": cli.dump_config(replace(run.config, resume=False)),
         "model_config": asdict(run.config.model),
         "tokenizer": run.dataset.tokenizer.state(),
         "documents": run.dataset.documents,
@@ -209,6 +209,7 @@ def leave(run: Run) -> None:
     save(run, ["last"] if math.isfinite(run.best_val_loss) else ["last", "best"])
     if run.world.is_main:
         config = f"{run.config.out_dir}/config.toml"
+        run.metrics.bar.close()
         print(f"stopped after step {run.step}, which is saved: python train.py {config} --resume")
     raise SystemExit(run.stop.exit_code)
 
@@ -220,7 +221,8 @@ def open_log(run: Run) -> Metrics:
         return Metrics(None, run.step, config.max_steps)
     parts = count_parameters(config.model)
     report.announce(parts, asdict(config), n_tokens, world)
-    checkpoint.open_folder(config.out_dir, cli.dump_config(config), config.resume)
+    recipe = cli.dump_config(replace(config, resume=False))  # to run it again is to repeat it
+    checkpoint.open_folder(config.out_dir, recipe, config.resume)
     metrics = Metrics(config.out_dir, run.step, config.max_steps, run.elapsed_seconds)
     metrics.mfu = mfu(flops_per_token(parts, asdict(config.model)), world.device_name, world.size)
     metrics.wandb = start_wandb(config.wandb, config.out_dir, asdict(config))
@@ -232,11 +234,10 @@ def conclude(run: Run) -> None:
     config, dataset = run.config, run.dataset
     bigram = bigram_loss(dataset.tokens("train"), dataset.tokens("val"), dataset.vocab_size)
     losses = {"best": run.best_val_loss, "a bigram model's": bigram}
-    bits = {name: dataset.bits_per_byte("val", loss) for name, loss in losses.items()}
     settings = sample.SampleConfig(num_samples=config.samples, seed=config.seed)
     prompt = sample.encode_prompt("", dataset.tokenizer, dataset.documents > 1)
     sample.write_samples(run.model.eval(), dataset.tokenizer, prompt, settings)
-    report.conclude(config.out_dir, losses, bits)
+    report.conclude(config.out_dir, losses, lambda loss: dataset.bits_per_byte("val", loss))
 
 
 def main() -> None:

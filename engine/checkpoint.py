@@ -75,12 +75,16 @@ def pack(model: nn.Module, optimizers: list[Optimizer]) -> dict[str, Any]:
 
 
 def unpack(state: dict[str, Any], model: nn.Module, optimizers: list[Optimizer]) -> None:
-    """Put the weights and the optimizers' state back. Raises ValueError if they do not fit."""
+    """Put the weights and the optimizers' state back, but not their settings.
+
+    So a lower learning rate takes effect. Raises ValueError if another optimizer was saved.
+    """
     if len(optimizers) != len(state["optimizers"]):
         raise ValueError("a run goes on with its own optimizer: optim.name has changed")
     model.load_state_dict(state["model"])
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-        optimizer.load_state_dict(saved)
+        settings = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({**saved, "param_groups": settings})
 
 
 def check_same(what: str, asked: dict[str, Any], saved: dict[str, Any]) -> None:

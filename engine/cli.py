@@ -64,7 +64,8 @@ def parse_config(config_type: type[ConfigT], argv: Sequence[str] | None = None) 
     if args and args[0].endswith(".toml"):
         path = args.pop(0)
         default = _parse(config_type, list(_flags(read_toml(path))), None, prog=path)
-    return _parse(config_type, _bare_flags_are_true(args), default, prog=Path(sys.argv[0]).name)
+    args = _bare_switches_are_true(args, config_type)
+    return _parse(config_type, args, default, prog=Path(sys.argv[0]).name)
 
 
 def read_toml(path: str) -> dict[str, Any]:
@@ -132,29 +133,28 @@ def _unboxed(text: str) -> str:
 def _nearest(message: str, config_type: type) -> str:
     """`Unrecognized options: --sed=1` -> `; perhaps you meant --seed`."""
     unknown = re.match(r"Unrecognized options: --([\w.]+)", message)
-    names = list(_names(config_type))
+    names = [name for name, _ in _fields(config_type)]
     without_table = {name.rpartition(".")[2]: name for name in reversed(names)}
     meant = without_table | {name: name for name in names}
     found = difflib.get_close_matches(unknown[1], meant, n=1) if unknown else []
     return f"; perhaps you meant --{meant[found[0]]}" if found else ""
 
 
-def _names(config_type: type, prefix: str = "") -> Iterator[str]:
-    """Yield `seed`, `model.n_layer` and so on."""
+def _fields(config_type: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield `("seed", int)`, `("model.n_layer", int)` and so on."""
     for field in dataclasses.fields(config_type):
         if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
-            yield from _names(field.type, f"{prefix}{field.name}.")
+            yield from _fields(field.type, f"{prefix}{field.name}.")
         else:
-            yield f"{prefix}{field.name}"
+            yield f"{prefix}{field.name}", field.type
 
 
-def _bare_flags_are_true(args: list[str]) -> list[str]:
+def _bare_switches_are_true(args: list[str], config_type: type) -> list[str]:
     """`--resume --seed 1` -> `--resume=True --seed 1`."""
+    switches = {f"--{name}" for name, kind in _fields(config_type) if kind is bool}
     followed_by = [*args[1:], "--"][: len(args)]
     return [
-        f"{arg}=True"
-        if re.fullmatch(r"--\w[\w.]*", arg) and after.startswith("--") and arg != "--help"
-        else arg
+        f"{arg}=True" if arg in switches and after.startswith("--") else arg
         for arg, after in zip(args, followed_by, strict=True)
     ]
 

@@ -100,11 +100,11 @@ def all_groups(optimizers: list[Optimizer]) -> list[dict[str, Any]]:
     return [group for optimizer in optimizers for group in optimizer.param_groups]
 
 
-def check_finite(step: int, loss: float, grad_norm: float) -> None:
-    """Raise ArithmeticError, before the optimizers touch the weights, if either is not a number."""
-    if not math.isfinite(loss) or not math.isfinite(grad_norm):
+def check_finite(step: int, **numbers: float) -> None:
+    """Raise ArithmeticError, before weights are touched or saved, if a number is not finite."""
+    if not all(map(math.isfinite, numbers.values())):
+        shown = ", ".join(f"{name}={number}" for name, number in numbers.items())
         raise ArithmeticError(
-            f"the update after step {step} is not finite (loss {loss}, gradient norm {grad_norm}), "
-            "so training stopped before it: lower the learning rate, then go on from the last "
-            "checkpoint with --resume"
+            f"after step {step} a number is not finite ({shown}), so training stopped: lower the "
+            "learning rate, then go on from the last checkpoint with --resume"
         )

@@ -1,5 +1,6 @@
 """What a run says of itself: what will be trained, how fast, and at the end a picture."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +36,12 @@ def plot_loss(out_dir: Path) -> None:
     pyplot.close(figure)
 
 
-def conclude(out_dir: Path, losses: dict[str, float], bits: dict[str, float]) -> None:
-    """Print the losses, draw their course, and say what is where and what is next."""
+def conclude(out_dir: Path, losses: dict[str, float], to_bits: Callable[[float], float]) -> None:
+    """Print the losses, in bits per byte too, draw their course, and say what is next."""
     for name, loss in losses.items():
-        print(f"{name} validation loss: {loss:.4f} nats per token, {bits[name]:.4f} bits per byte")
+        print(
+            f"{name} validation loss: {loss:.4f} nats per token, {to_bits(loss):.4f} bits per byte"
+        )
     plot_loss(out_dir)
     print(f"written to {out_dir}: checkpoints, config.toml, metrics.jsonl, loss.png")
     print(f'next: python sample.py --out_dir={out_dir} --prompt="..."')

@@ -37,12 +37,12 @@ def start_wandb(mode: WandbMode, out_dir: Path, config: dict[str, Any]) -> Wandb
     if mode == "off":
         return None
     os.environ.setdefault("WANDB_SILENT", "true")  # read when wandb starts
-    import wandb  # slow to import, and rarely wanted
-
-    if mode == "online" and (reason := why_offline()):
-        print(f"wandb: {reason}, so this run is logged offline; `wandb sync` sends it later")
-        mode = "offline"
     try:
+        import wandb  # slow to import, and rarely wanted
+
+        if mode == "online" and (reason := why_offline()):
+            print(f"wandb: {reason}, so this run is logged offline; `wandb sync` sends it later")
+            mode = "offline"
         settings = wandb.Settings(init_timeout=20)
         return WandbRun(
             wandb.init(project="glassgpt", dir=out_dir, mode=mode, config=config, settings=settings)

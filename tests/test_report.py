@@ -1,0 +1,59 @@
+"""The picture of the loss, and the words at the beginning and the end of a run."""
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import device
+
+from engine import report
+from engine.parallel import World
+
+
+def write_log(folder: Path, lines: list[dict[str, float]]) -> None:
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (folder / "metrics.jsonl").write_text(text)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [{"step": 0, "train_loss": 3.0}, {"step": 1, "val_loss": 2.0}],
+        [{"step": 0, "val_loss": 2.0}],
+        [],
+    ],
+)
+def test_the_picture_is_a_png_whatever_was_logged(tmp_path: Path, lines: list[Any]):
+    write_log(tmp_path, lines)
+    report.plot_loss(tmp_path)
+    data = (tmp_path / "loss.png").read_bytes()
+    assert data.startswith(b"\x89PNG\r\n\x1a\n")
+    assert struct.unpack(">II", data[16:24]) == (840, 480)
+
+
+def test_both_losses_are_drawn_at_their_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from matplotlib import pyplot
+
+    write_log(tmp_path, [{"step": 0, "train_loss": 3.0}, {"step": 5, "val_loss": 2.0}])
+    figures: list[Any] = []
+    monkeypatch.setattr(pyplot, "close", figures.append)
+    report.plot_loss(tmp_path)
+    monkeypatch.undo()
+    (axes,) = figures[0].axes
+    drawn = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
+    pyplot.close(figures[0])
+    assert drawn == {"train_loss": [[0.0, 3.0]], "val_loss": [[5.0, 2.0]]}
+
+
+def test_a_run_is_announced_in_tokens_and_epochs(capsys: pytest.CaptureFixture[str]):
+    config = {"max_steps": 2000, "batch_size": 12, "model": {"context_length": 64}}
+    parts = {"mlp": 1200, "total": 1200}
+    world = World(device("cpu"))
+    report.announce(parts, config | {"precision": "float32"}, n_tokens=1_000_000, world=world)
+    assert capsys.readouterr().out.splitlines() == [
+        "parameters: 1,200 mlp, 1,200 total",
+        "run: 2,000 steps of 768 tokens, 1.54 epochs",
+        "device: 1 x cpu, float32",
+    ]

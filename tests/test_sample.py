@@ -1,0 +1,394 @@
+"""Generation against NumPy, against a model without a cache, and as a user meets it."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import sample
+from data.tokenizer import ByteTokenizer, CharTokenizer, Tokenizer
+from engine import cli
+from helpers import REPOSITORY, train_here, write_tiny
+from model import GPT, KVCache, ModelConfig
+from sample import SampleConfig, distribution, encode_prompt, generate, write_samples
+
+LETTERS = CharTokenizer("abcdefgh", with_end_of_text=False)
+V = LETTERS.vocab_size
+both_architectures = pytest.mark.parametrize("architecture", ["gpt2", "modern"])
+
+
+def randomised(architecture: Any = "gpt2", vocab_size: int = V) -> GPT:
+    """A model whose logits differ widely from token to token."""
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"context_length": 12, "n_layer": 2, "n_head": 2, "n_embd": 16}
+    sizes |= {"vocab_size": vocab_size, "tie_embeddings": architecture == "gpt2"}
+    model = GPT(ModelConfig(architecture=architecture, **sizes)).eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    return model
+
+
+class Scripted(GPT):
+    """A model that finds the next token of a script ten times likelier than anything else."""
+
+    def __init__(self, script: list[int], vocab_size: int = 300) -> None:
+        sizes: dict[str, Any] = {"context_length": 8, "n_layer": 1, "n_head": 1, "n_embd": 2}
+        super().__init__(ModelConfig(vocab_size=vocab_size, **sizes))
+        self.script, self.before = iter(script), lambda: None
+
+    def forward(
+        self, tokens_BT: Tensor, targets_BT: Any = None, cache: list[KVCache] | None = None
+    ) -> Tensor:
+        assert cache is not None
+        self.before()
+        cache[0].length += tokens_BT.shape[1]
+        logits_BTV = torch.zeros(1, 1, self.config.vocab_size)
+        logits_BTV[0, 0, next(self.script)] = 10.0
+        return logits_BTV
+
+
+def generated(model: GPT, prompt: list[int], index: int = 0, **settings: Any) -> list[int]:
+    tokenizer = settings.pop("tokenizer", LETTERS)
+    return list(generate(model, prompt, tokenizer, SampleConfig(**settings), index))
+
+
+# --- The distribution -----------------------------------------------------------------------------
+
+
+def reference(logits_V: np.ndarray, config: SampleConfig) -> np.ndarray:
+    """The same by lists of tokens, from the likeliest on."""
+    weights_V = np.exp((logits_V - logits_V.max()) / config.temperature)
+    kept = sorted(range(len(logits_V)), key=lambda token: -weights_V[token])
+    if config.top_k:
+        kept = kept[: config.top_k]
+    total, so_far, nucleus = sum(weights_V[kept]), 0.0, []
+    for token in kept:
+        nucleus.append(token)
+        so_far += weights_V[token] / total
+        if so_far >= config.top_p < 1:
+            break
+    kept = [token for token in nucleus if weights_V[token] >= config.min_p * weights_V.max()]
+    probabilities_V = np.zeros(len(logits_V))
+    probabilities_V[kept] = weights_V[kept] / sum(weights_V[kept])
+    return probabilities_V
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": 1.0},
+        {"temperature": 0.3},
+        {"temperature": 2.5},
+        {"top_k": 1},
+        {"top_k": 5},
+        {"top_k": 1000},
+        {"top_p": 0.01},
+        {"top_p": 0.5},
+        {"top_p": 0.95},
+        {"min_p": 0.05},
+        {"min_p": 0.4},
+        {"min_p": 1.0},
+        {"top_k": 10, "top_p": 0.8},
+        {"top_k": 10, "min_p": 0.2},
+        {"top_p": 0.8, "min_p": 0.2},
+        {"temperature": 1.7, "top_k": 20, "top_p": 0.9, "min_p": 0.1},
+    ],
+)
+def test_the_distribution_is_the_one_computed_with_numpy(settings: Any):
+    config = SampleConfig(**settings)
+    rng = np.random.default_rng(0)
+    for V in (2, 7, 60):
+        for _ in range(40):
+            logits_V = rng.normal(scale=2, size=V).astype(np.float32)
+            found_V = distribution(torch.from_numpy(logits_V), config).numpy()
+            expected_V = reference(logits_V.astype(np.float64), config)
+            assert (found_V[expected_V == 0] == 0).all()
+            np.testing.assert_allclose(found_V, expected_V, rtol=2e-4, atol=1e-7)
+
+
+def test_equal_logits_at_the_edge_of_k_all_stay():
+    probabilities_V = distribution(torch.tensor([3.0, 1.0, 3.0, 3.0]), SampleConfig(top_k=2))
+    torch.testing.assert_close(probabilities_V, torch.tensor([1.0, 0.0, 1.0, 1.0]) / 3)
+
+
+def test_the_likeliest_token_is_never_cut():
+    cuts = (
+        SampleConfig(top_k=1),
+        SampleConfig(top_p=1e-9),
+        SampleConfig(min_p=1.0),
+        SampleConfig(temperature=1e-4),
+    )
+    for config in cuts:
+        probabilities_V = distribution(torch.tensor([0.1, 5.0, -2.0]), config)
+        assert probabilities_V.tolist() == [0, 1, 0]
+
+
+def test_tokens_are_drawn_as_often_as_the_distribution_says():
+    logits_V = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0, -1.5, -9.0, -9.0])
+    model, n = Scripted([]), 4000
+    model.forward = lambda *_, **__: logits_V[None, None]  # type: ignore[method-assign]
+    settings: dict[str, Any] = {"temperature": 1.5, "top_k": 6}
+    counts_V = np.bincount(generated(model, [0], max_new_tokens=n, **settings), minlength=V)
+    expected_V = n * reference(logits_V.numpy().astype(float), SampleConfig(**settings))
+    assert counts_V[6:].sum() == 0
+    chi_square = ((counts_V - expected_V)[:6] ** 2 / expected_V[:6]).sum()
+    assert chi_square < 20.5  # 5 degrees of freedom: once in a thousand
+
+
+def test_temperature_zero_takes_the_likeliest_token():
+    model = randomised()
+    text = [1, 2]
+    for token in generated(model, [1, 2], temperature=0.0, max_new_tokens=10):
+        assert token == model(torch.tensor([text]))[0, -1].argmax()
+        text.append(token)
+
+
+# --- Samples --------------------------------------------------------------------------------------
+
+
+def test_a_sample_is_a_function_of_seed_and_index():
+    model, settings = randomised(), {"temperature": 1.0, "max_new_tokens": 30}
+    cases = [(0, 0), (0, 1), (1, 0), (1, 1), (2, 7)]
+    samples = [generated(model, [1], index, seed=seed, **settings) for seed, index in cases]
+    assert samples == [generated(model, [1], index, seed=seed, **settings) for seed, index in cases]
+    assert len(set(map(tuple, samples))) == len(cases)
+
+
+def shown(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """The texts that were printed, without the lines that number them."""
+    return [text.split("\n", 1)[1] for text in capsys.readouterr().out.split("--- sample ")[1:]]
+
+
+@pytest.mark.parametrize("num_samples", [0, 1, 3])
+def test_each_sample_is_the_same_whatever_their_number(
+    num_samples: int, capsys: pytest.CaptureFixture[str]
+):
+    model, config = randomised(), SampleConfig(max_new_tokens=20, num_samples=num_samples)
+    write_samples(model, LETTERS, [1], config)
+    expected = [generated(model, [1], i, max_new_tokens=20) for i in range(num_samples)]
+    assert shown(capsys) == [LETTERS.decode(tokens) + "\n" for tokens in expected]
+
+
+def test_generation_stops_at_the_end_of_a_text():
+    tokenizer = ByteTokenizer()
+    assert tokenizer.end_of_text == 256
+    model = Scripted([104, 105, 256, 104])
+    assert generated(model, [0], tokenizer=tokenizer, temperature=0.0) == [104, 105]
+
+
+def test_no_more_tokens_come_than_were_asked_for():
+    for n in (0, 1, 40):
+        assert len(generated(randomised(), [1], max_new_tokens=n)) == n
+
+
+def test_tokens_outside_the_vocabulary_are_never_produced():
+    padded = Scripted([V] * 500)
+    assert set(generated(padded, [0], temperature=2.0, max_new_tokens=500)) <= set(range(V))
+    likely_padding = randomised(vocab_size=10 * V)
+    assert max(generated(likely_padding, [0], temperature=9.0, max_new_tokens=200)) < V
+    assert max(generated(likely_padding, [0], temperature=0.0, max_new_tokens=20)) < V
+
+
+# --- The cache ------------------------------------------------------------------------------------
+
+
+def greedy_without_cache(model: GPT, prompt: list[int], n: int) -> list[int]:
+    """Recompute everything for each token; when the context is full, keep its latest half."""
+    limit, text = model.config.context_length, list(prompt)
+    first = max(0, len(prompt) - limit)
+    for _ in range(n):
+        if len(text) - first > limit:
+            first = len(text) - limit // 2
+        logits_BTV = model(torch.tensor([text[first:]]))
+        text.append(int(logits_BTV[0, -1].argmax()))
+    return text[len(prompt) :]
+
+
+@both_architectures
+@pytest.mark.parametrize("length", [1, 5, 11, 12, 13, 40])
+def test_text_is_what_a_model_without_a_cache_writes_past_the_context_too(
+    architecture: str, length: int
+):
+    model, rng = randomised(architecture), np.random.default_rng(length)
+    prompt = rng.integers(V, size=length).tolist()
+    tokens = generated(model, prompt, temperature=0.0, max_new_tokens=45)
+    assert tokens == greedy_without_cache(model, prompt, 45)
+    assert len(set(tokens)) > 1
+
+
+@both_architectures
+def test_a_context_of_one_token_is_enough_to_go_on(architecture: Any):
+    sizes: dict[str, Any] = {"context_length": 1, "n_layer": 1, "n_head": 1, "n_embd": 4}
+    model = GPT(ModelConfig(architecture=architecture, vocab_size=V, **sizes)).eval()
+    assert len(generated(model, [1, 2], max_new_tokens=5)) == 5
+
+
+# --- Streaming ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["naïve 🙂 日本\n", "é" * 20, "plain"])
+def test_the_stream_is_the_text_and_never_breaks_a_character(
+    text: str, capsys: pytest.CaptureFixture[str]
+):
+    tokens, pieces = list(text.encode()), []
+    model = Scripted(tokens)
+    model.before = lambda: pieces.append(capsys.readouterr().out)
+    config = SampleConfig(temperature=0.0, max_new_tokens=len(tokens))
+    write_samples(model, ByteTokenizer(), [0], config)
+    pieces.append(capsys.readouterr().out)
+    assert "".join(pieces[1:]) == text + "\n"
+    assert "\ufffd" not in "".join(pieces)
+    whole = [bytes(tokens[:n]).decode(errors="ignore") for n in range(len(tokens) + 1)]
+    so_far = ["".join(pieces[1 : n + 1]) for n in range(len(tokens) + 1)]
+    assert so_far[:-1] == whole[:-1]  # each character is there as soon as it is complete
+
+
+def test_a_character_that_was_cut_off_is_shown_as_such(capsys: pytest.CaptureFixture[str]):
+    config = SampleConfig(temperature=0.0, max_new_tokens=3)
+    write_samples(Scripted(list("a🙂".encode())), ByteTokenizer(), [0], config)
+    assert shown(capsys) == ["a\ufffd\n"]
+
+
+# --- Prompts --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "starts_documents", "expected"),
+    [
+        (ByteTokenizer(), True, [256]),
+        (ByteTokenizer(), False, [10]),
+        (CharTokenizer("ab\n", with_end_of_text=True), True, [3]),
+        (CharTokenizer("ab\n", with_end_of_text=False), False, [0]),
+        (CharTokenizer("ab", with_end_of_text=False), False, [0]),
+    ],
+)
+def test_an_empty_prompt_is_what_a_text_starts_with(
+    tokenizer: Tokenizer, starts_documents: bool, expected: list[int]
+):
+    assert encode_prompt("", tokenizer, starts_documents) == expected
+
+
+def test_a_prompt_that_names_the_end_of_text_is_plain_text():
+    assert encode_prompt("<|endoftext|>", ByteTokenizer(), True) == list(b"<|endoftext|>")
+
+
+# --- The script -----------------------------------------------------------------------------------
+
+Script = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a short run, whose dataset is no longer there."""
+    folder = tmp_path_factory.mktemp("trained")
+    train_here(write_tiny(folder), folder / "run", "--max_steps=2")
+    shutil.rmtree(folder / "char")
+    return folder / "run"
+
+
+@pytest.fixture
+def script(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Script:
+    """Run sample.py on the trained model; return its exit code, output and error."""
+
+    def run(*flags: object) -> tuple[int, str, str]:
+        arguments = [f"--out_dir={trained}", "--max_new_tokens=20", *map(str, flags)]
+        monkeypatch.setattr(sys, "argv", ["sample.py", *arguments])
+        code = 0
+        try:
+            cli.run(sample.main)
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    capsys.readouterr()  # what training printed
+    return run
+
+
+def test_sampling_needs_the_folder_of_the_run_alone(script: Script):
+    code, text, error = script()
+    assert (code, error) == (0, "")
+    assert text.startswith("--- sample 1 of 1 (seed 1337)\n")
+    assert len(text.splitlines(keepends=True)) > 1
+
+
+def test_the_same_command_writes_the_same_text_and_another_seed_another(script: Script):
+    flags = ("--num_samples=3", "--temperature=1.0")
+    assert script(*flags) == script(*flags)
+    texts = [script(*flags, f"--seed={seed}")[1].split("\n", 1)[1] for seed in (1, 2)]
+    assert texts[0] != texts[1]
+
+
+@pytest.mark.parametrize("name", ["best", "last"])
+def test_either_checkpoint_can_be_sampled(script: Script, name: str):
+    assert script(f"--checkpoint={name}")[0] == 0
+
+
+def test_a_prompt_is_shown_and_continued_from_the_command_line_or_a_file(
+    script: Script, tmp_path: Path
+):
+    (tmp_path / "prompt.txt").write_text("aé…", encoding="utf-8")
+    code, text, _ = script("--prompt=aé…")
+    assert code == 0
+    assert text.split("\n", 1)[1].startswith("aé…")
+    assert script(f"--prompt_file={tmp_path / 'prompt.txt'}") == (code, text, "")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--temperature=-1"], "temperature must be at least 0: got -1.0"),
+        (["--temperature=nan"], "temperature must be at least 0: got nan"),
+        (["--top_k=-1"], "top_k must be at least 0: got -1"),
+        (["--top_p=0"], "top_p must be in (0, 1]: got 0.0"),
+        (["--top_p=1.5"], "top_p must be in (0, 1]: got 1.5"),
+        (["--min_p=-0.1"], "min_p must be in [0, 1]: got -0.1"),
+        (["--min_p=1.1"], "min_p must be in [0, 1]: got 1.1"),
+        (["--num_samples=-1"], "num_samples must be at least 0: got -1"),
+        (["--max_new_tokens=-1"], "max_new_tokens must be at least 0: got -1"),
+        (["--seed=-1"], "seed must be at least 0: got -1"),
+        (["--prompt=a", "--prompt_file=b"], "give prompt or prompt_file, not both"),
+        (["--prompt_file=nowhere.txt"], "nowhere.txt: No such file or directory"),
+        (["--prompt=aXbY"], "the character vocabulary lacks 'X', 'Y', 'b': use the characters"),
+        (["--out_dir=nowhere"], "nowhere holds no checkpoint: train one with `python train.py"),
+        (["--checkpoint=first"], "Expected one of ('best', 'last')"),
+        (["--temprature=1"], "perhaps you meant --temperature"),
+    ],
+)
+def test_a_bad_request_is_refused_in_one_sentence(script: Script, flags: list[str], message: str):
+    code, text, error = script(*flags)
+    assert (code, text) == (2, "")
+    assert error.startswith("error: ")
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_prompt_file_that_is_not_text_is_refused_by_name(script: Script, tmp_path: Path):
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG\xff")
+    code, text, error = script(f"--prompt_file={tmp_path / 'picture.png'}")
+    assert (code, text) == (2, "")
+    assert error.startswith(f"error: {tmp_path / 'picture.png'} is not UTF-8 text: ")
+
+
+def test_a_reader_that_has_seen_enough_ends_sampling_quietly(trained: Path):
+    command = f'"{sys.executable}" sample.py --out_dir="{trained}" --max_new_tokens=100000'
+    said = subprocess.run(
+        ["bash", "-c", f'{command} | head -2 | wc -l; echo "${{PIPESTATUS[0]}}"'],
+        capture_output=True,
+        cwd=REPOSITORY,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        timeout=100,
+    )
+    assert said.stdout.split() == ["2", "0"]
+    assert said.stderr == ""

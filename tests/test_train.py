@@ -1,0 +1,602 @@
+"""Runs against undisturbed runs, whatever happens to them, and against plain torch."""
+
+import json
+import math
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import sample
+import train
+from data.loader import Dataset
+from engine import checkpoint, cli, metrics
+from helpers import (
+    PLAIN,
+    REPOSITORY,
+    finish,
+    losses,
+    outcome,
+    signal_handlers_kept,
+    start,
+    train_here,
+    without_times,
+    write_dataset,
+    write_tiny,
+)
+
+LONG = ("--max_steps=60", "--eval_every=2")  # long enough to be hit, with 30 checkpoints
+RATES = ("--optim.learning_rate=0.3", "--optim.muon_learning_rate=0.2")
+RESTLESS = ("--max_steps=40", "--optim.decay_fraction=0", *RATES)  # its loss goes up and down
+UPDATE = {"step", "train_loss", "learning_rate", "grad_norm", "tokens_per_second"}
+EVALUATION = {"step", "val_loss", "val_bits_per_byte"}
+both_signals = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The config of a tiny run, whose dataset is beside it."""
+    return write_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny: Path) -> Path:
+    """The folder of the tiny run that nothing happened to."""
+    train_here(tiny, tiny.parent / "undisturbed")
+    return tiny.parent / "undisturbed"
+
+
+@pytest.fixture(scope="module")
+def undisturbed_long(tiny: Path) -> tuple[Path, float]:
+    """The same of a longer run in a process of its own, and how many seconds it took."""
+    out_dir, started_at = tiny.parent / "undisturbed_long", time.monotonic()
+    process = start("train", tiny, f"--out_dir={out_dir}", *LONG, output=tiny.parent / "log")
+    assert finish(process) == 0
+    return out_dir, time.monotonic() - started_at
+
+
+@pytest.fixture
+def signals(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int, int], None]:
+    """Let a signal arrive during the n-th call of a function of train.py."""
+
+    def arrange(name: str, call: int, number: int) -> None:
+        real, calls = getattr(train, name), iter(range(1000))
+
+        def interrupted(*args: Any, **kwargs: Any) -> Any:
+            if next(calls) == call:
+                signal.raise_signal(number)
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(train, name, interrupted)
+
+    return arrange
+
+
+def stopped_here(config: Path, out_dir: Path, *flags: str) -> int:
+    """Train until a signal stops it; return the exit code."""
+    with pytest.raises(SystemExit) as stop:
+        train_here(config, out_dir, *flags)
+    assert isinstance(stop.value.code, int)
+    return stop.value.code
+
+
+# --- What a run leaves ----------------------------------------------------------------------------
+
+
+def test_each_step_is_logged_once_and_evaluations_where_they_belong(undisturbed: Path):
+    lines = metrics.read(undisturbed / "metrics.jsonl")
+    expected = [(step, kind) for step in range(13) for kind in kinds_of(step)]
+    found = [(line["step"], "val" if "val_loss" in line else "train") for line in lines]
+    assert found == expected
+    for line in lines:
+        keys = EVALUATION if "val_loss" in line else UPDATE
+        assert line.keys() == keys | {"elapsed_seconds"}
+        assert all(math.isfinite(value) for value in line.values())
+    seconds = [line["elapsed_seconds"] for line in lines]
+    assert seconds == sorted(seconds)
+
+
+def kinds_of(step: int) -> list[str]:
+    return ["val"] * (step % 4 == 0 and step > 0) + ["train"] * (step < 12)
+
+
+def test_the_loss_falls(undisturbed: Path):
+    values = losses(undisturbed)
+    assert values[0] == pytest.approx(math.log(15), abs=0.1)  # the uniform guess
+    assert values[-1] < values[0] - 0.1
+
+
+def test_the_validation_loss_is_the_mean_over_the_whole_split(tiny: Path, undisturbed: Path):
+    state = checkpoint.load(undisturbed, "last")
+    dataset = Dataset.open(tiny.parent / "char")
+    model, _ = sample.load_model(state, "cpu")
+    tokens_T = torch.from_numpy(dataset.tokens("val").astype(int))
+    total = 0.0
+    for first in range(0, len(tokens_T) - 1, 16):
+        window_T = tokens_T[first : first + 17]
+        logits_TV = model(window_T[None, :-1])[0]
+        total += F.cross_entropy(logits_TV, window_T[1:], reduction="sum").item()
+    line = metrics.read(undisturbed / "metrics.jsonl")[-1]
+    assert line["val_loss"] == pytest.approx(total / (len(tokens_T) - 1), abs=1e-6)
+    text = dataset.tokenizer.decode(tokens_T.tolist())
+    per_byte = line["val_loss"] / math.log(2) * len(tokens_T) / len(text.encode())
+    assert line["val_bits_per_byte"] == pytest.approx(per_byte, rel=1e-9)
+
+
+def test_evaluation_can_keep_to_the_beginning_of_the_split(tiny: Path, tmp_path: Path):
+    train_here(tiny, tmp_path / "run", "--max_steps=1", "--eval_tokens=17")
+    model, _ = sample.load_model(checkpoint.load(tmp_path / "run", "last"), "cpu")
+    tokens_T = torch.from_numpy(Dataset.open(tiny.parent / "char").tokens("val")[:17].astype(int))
+    loss = model(tokens_T[None, :-1], tokens_T[None, 1:]).item()
+    assert losses(tmp_path / "run")[-1] == pytest.approx(loss, abs=1e-6)
+
+
+def test_the_best_checkpoint_has_the_lowest_validation_loss(tiny: Path, tmp_path: Path):
+    train_here(tiny, tmp_path / "run", *RESTLESS)
+    lines = metrics.read(tmp_path / "run/metrics.jsonl")
+    evaluations = {line["val_loss"]: line["step"] for line in lines if "val_loss" in line}
+    assert min(evaluations) < list(evaluations)[-1]
+    best, last = (checkpoint.load(tmp_path / "run", name) for name in ("best", "last"))
+    assert (best["step"], last["step"]) == (evaluations[min(evaluations)], 40)
+    assert best["best_val_loss"] == last["best_val_loss"] == min(evaluations)
+
+
+def test_a_run_ends_with_samples_losses_a_picture_and_what_is_next(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    train_here(tiny, tmp_path / "run", "--max_steps=1", "--samples=2")
+    text = capsys.readouterr().out
+    assert re.search(r"^parameters: .* 8,784 total$", text, re.M)
+    assert text.count("--- sample ") == 2
+    assert re.search(r"^best validation loss: 2\.\d+ nats per token, \d\.\d+ bits", text, re.M)
+    assert re.search(r"^a bigram model's validation loss: 2\.\d+ nats per token, ", text, re.M)
+    assert f"next: python sample.py --out_dir={tmp_path / 'run'}" in text
+    assert (tmp_path / "run/loss.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+
+
+def test_the_config_in_the_folder_repeats_the_run(tiny: Path, undisturbed: Path, tmp_path: Path):
+    train_here(undisturbed / "config.toml", tmp_path / "again")
+    assert outcome(tmp_path / "again") == outcome(undisturbed)
+
+
+def test_another_seed_is_another_run(tiny: Path, undisturbed: Path, tmp_path: Path):
+    train_here(tiny, tmp_path / "run", "--seed=2")
+    assert losses(tmp_path / "run")[0] != losses(undisturbed)[0]
+
+
+def test_a_new_run_in_the_same_folder_loses_nothing(tiny: Path, undisturbed: Path, tmp_path: Path):
+    shutil.copytree(undisturbed, tmp_path / "run")
+    train_here(tiny, tmp_path / "run", "--max_steps=1")
+    assert outcome(tmp_path / "run_1") == outcome(undisturbed)
+    assert checkpoint.load(tmp_path / "run", "last")["step"] == 1
+
+
+# --- The same result, however it is computed ------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def plain(tiny: Path) -> list[float]:
+    """Losses of a run without dropout, under AdamW, in one piece."""
+    train_here(tiny, tiny.parent / "plain", *PLAIN, "--micro_batch_size=0")
+    return losses(tiny.parent / "plain")
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 100])
+def test_the_loss_does_not_depend_on_the_micro_batch_size(
+    tiny: Path, plain: list[float], tmp_path: Path, size: int
+):
+    train_here(tiny, tmp_path / "run", *PLAIN, f"--micro_batch_size={size}")
+    assert losses(tmp_path / "run") == pytest.approx(plain, abs=1e-5)
+
+
+def test_the_first_updates_are_those_of_a_loop_in_plain_torch(tiny: Path, plain: list[float]):
+    config = cli.parse_config(train.TrainConfig, [str(tiny), *PLAIN])
+    dataset = Dataset.open(tiny.parent / "char")
+    batches = train.Batches(
+        dataset.tokens("train"), vocab_size=15, context_length=16, batch_size=4, seed=config.seed
+    )
+    torch.manual_seed(config.seed)
+    model = train.GPT(train.replace(config.model, vocab_size=15))
+    matrices = [parameter for parameter in model.parameters() if parameter.ndim == 2]
+    vectors = [parameter for parameter in model.parameters() if parameter.ndim == 1]
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=False)
+    for step in range(3):
+        loss = model(*batches.batch(step))
+        assert loss.item() == pytest.approx(plain[step], abs=1e-5)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-2 * (step + 1) / 4
+        optimizer.step()
+
+
+def two_processes(*arguments: object, output: Path) -> list[BaseProcess]:
+    """Start train.py twice, as torchrun does."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    where = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    ranks = ({"RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1"))
+    return [start("train", *arguments, output=output, **where, **rank) for rank in ranks]
+
+
+def test_torchrun_with_two_processes_gives_the_losses_of_one(
+    tiny: Path, plain: list[float], tmp_path: Path
+):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += ["train.py", str(tiny), f"--out_dir={tmp_path / 'run'}", *PLAIN]
+    said = subprocess.run(
+        [*command, "--micro_batch_size=1"],
+        capture_output=True,
+        cwd=REPOSITORY,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        timeout=200,
+    )
+    assert said.returncode == 0, said.stderr
+    assert losses(tmp_path / "run") == pytest.approx(plain, abs=1e-5)
+    assert said.stdout.count("best validation loss") == 1  # the other process is silent
+
+
+def test_muon_with_two_processes_gives_nearly_the_losses_of_one(tiny: Path, tmp_path: Path):
+    train_here(tiny, tmp_path / "one", "--model.dropout=0")
+    flags = ("--model.dropout=0", f"--out_dir={tmp_path / 'two'}")
+    processes = two_processes(tiny, *flags, output=tmp_path / "log")
+    assert list(map(finish, processes)) == [0, 0], (tmp_path / "log").read_text()
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=5e-3)
+
+
+def test_a_signal_to_one_of_two_processes_stops_both_and_resuming_ends_as_undisturbed(
+    tiny: Path, tmp_path: Path
+):
+    processes = two_processes(tiny, f"--out_dir={tmp_path / 'a'}", output=tmp_path / "log_a")
+    assert list(map(finish, processes)) == [0, 0], (tmp_path / "log_a").read_text()
+    arguments = [tiny, f"--out_dir={tmp_path / 'b'}"]
+    processes = two_processes(*arguments, output=tmp_path / "log_b")
+    wait_for_lines(tmp_path / "b/metrics.jsonl", 2)
+    os.kill(processes[1].pid or 0, signal.SIGTERM)
+    assert list(map(finish, processes)) == [143, 143], (tmp_path / "log_b").read_text()
+    assert "stopped after step" in (tmp_path / "log_b").read_text()
+    processes = two_processes(*arguments, "--resume", output=tmp_path / "log_b")
+    assert list(map(finish, processes)) == [0, 0], (tmp_path / "log_b").read_text()
+    assert outcome(tmp_path / "b") == outcome(tmp_path / "a")
+
+
+def test_processes_must_share_a_batch_evenly(tiny: Path, tmp_path: Path):
+    flags = (f"--out_dir={tmp_path / 'run'}", "--batch_size=3")
+    processes = two_processes(tiny, *flags, output=tmp_path / "log")
+    assert list(map(finish, processes)) == [2, 2]
+    assert "batch_size=3, 2 processes" in (tmp_path / "log").read_text()
+    assert not (tmp_path / "run").exists()
+
+
+def test_bfloat16_gives_nearly_the_same_losses(tiny: Path, plain: list[float], tmp_path: Path):
+    train_here(tiny, tmp_path / "run", *PLAIN, "--precision=bfloat16")
+    found = losses(tmp_path / "run")
+    assert found == pytest.approx(plain, abs=0.1)
+    assert found != pytest.approx(plain, abs=1e-5)
+    weights = checkpoint.load(tmp_path / "run", "last")["model"].values()
+    assert {tensor.dtype for tensor in weights} == {torch.float32}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_model_gives_the_same_losses(tiny: Path, plain: list[float], tmp_path: Path):
+    output = tmp_path / "log"
+    arguments = [tiny, f"--out_dir={tmp_path / 'run'}", *PLAIN, "--compile"]
+    assert finish(start("train", *arguments, output=output)) == 0, output.read_text()
+    assert losses(tmp_path / "run") == pytest.approx(plain, abs=1e-4)
+
+
+# --- Stop and go on -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", range(12))
+def test_a_run_stopped_after_any_step_and_resumed_ends_as_undisturbed(
+    tiny: Path, undisturbed: Path, tmp_path: Path, signals: Callable[..., None], step: int
+):
+    signals("update", step, signal.SIGTERM)
+    assert stopped_here(tiny, tmp_path / "run") == 143
+    assert checkpoint.load(tmp_path / "run", "last")["step"] == step + 1
+    train_here(tiny, tmp_path / "run", "--resume")
+    assert outcome(tmp_path / "run") == outcome(undisturbed)
+
+
+@pytest.mark.parametrize("evaluation", range(3))
+def test_a_run_stopped_while_it_evaluates_and_resumed_ends_as_undisturbed(
+    tiny: Path, undisturbed: Path, tmp_path: Path, signals: Callable[..., None], evaluation: int
+):
+    signals("evaluate", evaluation, signal.SIGINT)
+    assert stopped_here(tiny, tmp_path / "run") == 130
+    assert checkpoint.load(tmp_path / "run", "last")["step"] == 4 * (evaluation + 1)
+    train_here(tiny, tmp_path / "run", "--resume")
+    assert outcome(tmp_path / "run") == outcome(undisturbed)
+
+
+def test_a_run_stopped_again_and_again_ends_as_undisturbed(
+    tiny: Path, undisturbed: Path, tmp_path: Path, signals: Callable[..., None]
+):
+    for _ in range(6):
+        with pytest.MonkeyPatch.context():
+            signals("update", 1, signal.SIGTERM)
+            flags = ("--resume",) if (tmp_path / "run").exists() else ()
+            stopped_here(tiny, tmp_path / "run", *flags)
+    train_here(tiny, tmp_path / "run", "--resume")
+    assert outcome(tmp_path / "run") == outcome(undisturbed)
+
+
+def test_a_resumed_run_remembers_its_best_loss(
+    tiny: Path, tmp_path: Path, signals: Callable[..., None]
+):
+    train_here(tiny, tmp_path / "undisturbed", *RESTLESS)
+    best = checkpoint.load(tmp_path / "undisturbed", "best")["step"]
+    signals("update", best + 1, signal.SIGTERM)
+    stopped_here(tiny, tmp_path / "run", *RESTLESS)
+    train_here(tiny, tmp_path / "run", *RESTLESS, "--resume")
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "undisturbed")
+
+
+def test_a_finished_run_can_be_resumed_without_harm(tiny: Path, undisturbed: Path, tmp_path: Path):
+    shutil.copytree(undisturbed, tmp_path / "run")
+    train_here(tiny, tmp_path / "run", "--resume")
+    assert outcome(tmp_path / "run") == outcome(undisturbed)
+
+
+def test_a_resumed_run_takes_the_new_learning_rate(
+    tiny: Path, tmp_path: Path, signals: Callable[..., None]
+):
+    signals("update", 5, signal.SIGTERM)
+    stopped_here(tiny, tmp_path / "run", "--optim.decay_fraction=0")
+    flags = ("--optim.decay_fraction=0", "--optim.learning_rate=1e-3")
+    train_here(tiny, tmp_path / "run", "--resume", *flags)
+    lines = metrics.read(tmp_path / "run/metrics.jsonl")
+    rates = [line["learning_rate"] for line in lines if "learning_rate" in line]
+    assert rates[3:] == pytest.approx([1e-2] * 3 + [1e-3] * 6)
+
+
+def wait_for_lines(path: Path, n: int) -> None:
+    for _ in range(10_000):
+        if path.exists() and len(path.read_text().splitlines()) >= n:
+            return
+        time.sleep(0.01)
+    raise TimeoutError(f"{path} has fewer than {n} lines")
+
+
+@both_signals
+def test_a_signalled_process_says_how_to_go_on_and_then_ends_as_undisturbed(
+    tiny: Path, undisturbed_long: tuple[Path, float], tmp_path: Path, number: signal.Signals
+):
+    out_dir, output = tmp_path / "run", tmp_path / "log"
+    process = start("train", tiny, f"--out_dir={out_dir}", *LONG, output=output)
+    wait_for_lines(out_dir / "metrics.jsonl", random.randint(1, 50))
+    os.kill(process.pid or 0, number)
+    assert finish(process) == 128 + number
+    text = output.read_text()
+    said = re.search(r"^stopped after step (\d+), .*: python train\.py (.*)$", text, re.M)
+    assert said is not None, text
+    assert checkpoint.load(out_dir, "last")["step"] == int(said[1])
+    assert finish(start("train", *said[2].split(), output=output)) == 0
+    assert outcome(out_dir) == outcome(undisturbed_long[0])
+
+
+def killed_at_random(tiny: Path, out_dir: Path, seconds: float) -> list[int | None]:
+    """Kill a run at a random moment, then let it go on to its end; return the exit codes."""
+    arguments, output = [tiny, f"--out_dir={out_dir}", *LONG], out_dir.with_suffix(".log")
+    process = start("train", *arguments, output=output)
+    time.sleep(random.uniform(0, seconds))
+    process.kill()
+    codes = [finish(process)]
+    resume = ["--resume"] if checkpoint.has_checkpoint(out_dir) else []
+    return [*codes, finish(start("train", *arguments, *resume, output=output))]
+
+
+def kill_and_compare(
+    tiny: Path, undisturbed_long: tuple[Path, float], tmp_path: Path, n: int
+) -> None:
+    reference, seconds = undisturbed_long
+    expected = outcome(reference)
+    for i in range(n):
+        codes = killed_at_random(tiny, tmp_path / f"run{i}", seconds)
+        assert codes in ([-signal.SIGKILL, 0], [0, 0])
+        assert outcome(tmp_path / f"run{i}") == expected
+        assert not list((tmp_path / f"run{i}").glob("*.partial"))
+
+
+def test_a_run_killed_at_random_moments_and_resumed_ends_as_undisturbed(
+    tiny: Path, undisturbed_long: tuple[Path, float], tmp_path: Path
+):
+    kill_and_compare(tiny, undisturbed_long, tmp_path, 3)
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_twenty_random_moments_and_resumed_ends_as_undisturbed(
+    tiny: Path, undisturbed_long: tuple[Path, float], tmp_path: Path
+):
+    kill_and_compare(tiny, undisturbed_long, tmp_path, 20)
+
+
+# --- What goes wrong ------------------------------------------------------------------------------
+
+
+def test_a_diverging_run_stops_before_the_update_and_goes_on_from_its_last_good_checkpoint(
+    tiny: Path, undisturbed: Path, tmp_path: Path, signals: Callable[..., None]
+):
+    signals("update", 4, signal.SIGTERM)
+    stopped_here(tiny, tmp_path / "run")
+    before = checkpoint.load(tmp_path / "run", "last")["model"]
+    with pytest.raises(ArithmeticError, match=r"after step 6 a number is not finite \(loss=.*nan"):
+        train_here(tiny, tmp_path / "run", "--resume", "--optim.learning_rate=1e30")
+    after = checkpoint.load(tmp_path / "run", "last")["model"]
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert all(torch.isfinite(tensor).all() for tensor in after.values())
+    for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    train_here(tiny, tmp_path / "run", "--resume")
+    assert outcome(tmp_path / "run") == outcome(undisturbed)
+
+
+def test_a_validation_loss_that_is_not_finite_is_neither_logged_nor_saved(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    values = iter([2.5, math.nan])
+    monkeypatch.setattr(train, "evaluate", lambda *_: next(values))
+    with pytest.raises(ArithmeticError, match=r"after step 8 .* not finite \(val_loss=nan\)"):
+        train_here(tiny, tmp_path / "run")
+    assert checkpoint.load(tmp_path / "run", "last")["step"] == 4
+    assert "NaN" not in (tmp_path / "run/metrics.jsonl").read_text()
+
+
+def test_a_gradient_that_is_not_finite_leaves_the_weights_alone(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    seen: list[train.Run] = []
+
+    def poisoned(run: train.Run, batch: Any) -> float:
+        loss = accumulate_gradients(run, batch)
+        if run.step == 2:
+            seen.append(run)
+            weights.extend(parameter.detach().clone() for parameter in run.model.parameters())
+            next(run.model.parameters()).grad.view(-1)[0] = math.inf  # type: ignore[union-attr]
+        return loss
+
+    weights: list[torch.Tensor] = []
+    accumulate_gradients = train.accumulate_gradients
+    monkeypatch.setattr(train, "accumulate_gradients", poisoned)
+    with pytest.raises(ArithmeticError, match=r"after step 2 .* grad_norm=inf"):
+        train_here(tiny, tmp_path / "run")
+    assert all(map(torch.equal, weights, seen[0].model.parameters()))
+
+
+def test_a_disk_that_fills_up_leaves_the_checkpoint_before_to_go_on_from(
+    tiny: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    real, calls = torch.save, iter(range(100))
+
+    def full(*args: Any) -> None:
+        if next(calls) == 1:
+            raise OSError(28, "No space left on device")
+        real(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full)
+        with pytest.raises(OSError, match=r"step 8 could not be written .* No space left"):
+            train_here(tiny, tmp_path / "run")
+    assert checkpoint.load(tmp_path / "run", "last")["step"] == 4
+    train_here(tiny, tmp_path / "run", "--resume")
+    assert outcome(tmp_path / "run") == outcome(undisturbed)
+
+
+@pytest.fixture
+def refusal(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
+    """Run train.py, which must refuse to, and return its sentence."""
+
+    def run(*flags: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["train.py", str(tiny), *map(str, flags)])
+        capsys.readouterr()
+        with signal_handlers_kept(), pytest.raises(SystemExit) as stop:
+            cli.run(train.main)
+        error = capsys.readouterr().err
+        assert stop.value.code == 2
+        assert error.startswith("error: ")
+        assert error.count("\n") == 1
+        return error
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--model.n_head=3"], "n_head must divide n_embd: got n_"),
+        (["--model.context_length=5000"], "a text must be longer than one context: got 607 tokens"),
+        (["--data.path=nowhere"], "nowhere is not a prepared dataset (it has no meta.json): run"),
+        (["--model.vocab_size=3"], "model.vocab_size must hold the 15 tokens of"),
+        (["--resume"], "holds no checkpoint: train one with `python train.py CONFIG"),
+        (["--max_step=3"], "Unrecognized options: --max_step=3; perhaps you meant --max_steps"),
+        (["--max_steps=ten"], "invalid literal for int() with base 10: 'ten'"),
+        (["--max_steps=0"], "max_steps must be at least 1: got 0"),
+        (["--eval_every=0"], "eval_every must be at least 1: got 0"),
+        (["--seed=-1"], "seed must be at least 0: got -1"),
+        (["--optim.name=sgd"], "Expected one of ('adamw', 'muon')"),
+    ],
+)
+def test_a_bad_request_is_refused_in_one_sentence_and_nothing_is_written(
+    refusal: Callable[..., str], tmp_path: Path, flags: list[str], message: str
+):
+    assert message in refusal(f"--out_dir={tmp_path / 'run'}", *flags)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_device_that_is_not_here_is_refused(refusal: Callable[..., str], tmp_path: Path):
+    said = refusal(f"--out_dir={tmp_path / 'run'}", "--device=cuda")
+    assert "device cuda is not available here: take auto or" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--model.n_embd=32"], "the checkpoint has another model: its n_embd differs"),
+        (["--model.architecture=gpt2", "--model.tie_embeddings=True"], "another model: its arch"),
+        (["--optim.name=adamw"], "a run goes on with its own optimizer: optim.name has changed"),
+    ],
+)
+def test_a_run_does_not_go_on_with_another_model_or_optimizer(
+    refusal: Callable[..., str], undisturbed: Path, flags: list[str], message: str
+):
+    before = contents(undisturbed)
+    assert message in refusal(f"--out_dir={undisturbed}", "--resume", *flags)
+    assert contents(undisturbed) == before
+
+
+def test_a_run_does_not_go_on_with_another_tokenizer(
+    refusal: Callable[..., str], undisturbed: Path, tmp_path: Path
+):
+    before = contents(undisturbed)
+    data = write_dataset(tmp_path, "byte")
+    flags = (f"--data.path={data}", "--resume")
+    assert "another model: its vocab_size differs" in refusal(f"--out_dir={undisturbed}", *flags)
+    data = write_dataset(tmp_path, "char", letters="AEIONRSTLMÉ…")  # as many of them
+    flags = (f"--data.path={data}", "--resume")
+    assert "another tokenizer: its characters differ" in refusal(f"--out_dir={undisturbed}", *flags)
+    assert contents(undisturbed) == before
+
+
+@pytest.mark.parametrize("cut", [slice(-1), slice(0), slice(1, None)])
+def test_a_damaged_checkpoint_is_refused_and_left_as_it_is(
+    refusal: Callable[..., str], undisturbed: Path, tmp_path: Path, cut: slice
+):
+    out_dir = tmp_path / "run"
+    shutil.copytree(undisturbed, out_dir)
+    (path,) = out_dir.glob("*.pt")
+    path.write_bytes(path.read_bytes()[cut])
+    before = contents(out_dir)
+    assert f"{path} is damaged" in refusal(f"--out_dir={out_dir}", "--resume")
+    assert contents(out_dir) == before
+
+
+def test_a_resumed_log_differs_from_an_undisturbed_one_in_times_alone(undisturbed: Path):
+    line = metrics.read(undisturbed / "metrics.jsonl")[0]
+    assert line.keys() - without_times(line).keys() == {"elapsed_seconds", "tokens_per_second"}
