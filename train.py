@@ -171,7 +171,7 @@ def evaluate_and_save(run: Run) -> None:
     if val_loss is None:  # asked to stop meanwhile
         return
     check_finite(run.step, val_loss=val_loss)
-    run.metrics.evaluation(run.step, val_loss, run.dataset.bits_per_byte("val", val_loss))
+    run.metrics.evaluation(run.step, val_loss, run.dataset.bits_per_byte(val_loss))
     is_best = val_loss < run.best_val_loss
     run.best_val_loss = min(val_loss, run.best_val_loss)
     save(run, ["last", "best"] if is_best else ["last"])
@@ -233,11 +233,10 @@ def conclude(run: Run) -> None:
     """Draw the loss, compare it with a bigram model's, print samples, and say what is next."""
     config, dataset = run.config, run.dataset
     bigram = bigram_loss(dataset.tokens("train"), dataset.tokens("val"), dataset.vocab_size)
-    losses = {"best": run.best_val_loss, "a bigram model's": bigram}
     settings = sample.SampleConfig(num_samples=config.samples, seed=config.seed)
     prompt = sample.encode_prompt("", dataset.tokenizer, dataset.documents > 1)
     sample.write_samples(run.model.eval(), dataset.tokenizer, prompt, settings)
-    report.conclude(config.out_dir, losses, lambda loss: dataset.bits_per_byte("val", loss))
+    report.conclude(config.out_dir, run.best_val_loss, bigram, dataset.bits_per_byte)
 
 
 def main() -> None:

@@ -65,13 +65,10 @@ class Dataset:
         """Return the ids of a split, "train" or "val", as they lie on the disk."""
         return np.memmap(self.path / token_file(split), token_dtype(self.vocab_size), mode="r")
 
-    def bytes_per_token(self, split: str) -> float:
-        """Return what turns a loss per token into one per byte of text, whatever the tokenizer."""
-        return self.meta["splits"][split]["bytes"] / self.meta["splits"][split]["tokens"]
-
-    def bits_per_byte(self, split: str, loss: float) -> float:
-        """Return a loss in nats per token as bits per byte of text, whatever the tokenizer."""
-        return loss / math.log(2) / self.bytes_per_token(split)
+    def bits_per_byte(self, loss: float) -> float:
+        """Return a validation loss in nats per token as bits per byte, whatever the tokenizer."""
+        val = self.meta["splits"]["val"]
+        return loss / math.log(2) * val["tokens"] / val["bytes"]
 
     def fitting_vocab_size(self, asked: int) -> int:
         """Return `asked`, or for 0 the dataset's own. Raises ValueError if it is too small."""
@@ -93,6 +90,8 @@ class Dataset:
         expected = about["tokens"] * token_dtype(self.vocab_size).itemsize
         if (size := file.stat().st_size) != expected:
             raise ValueError(f"{file.name} should have {expected} bytes, not {size}")
+        if about["tokens"] < 2:
+            raise ValueError(f"{file.name} should have 2 tokens or more, not {about['tokens']}")
         if size <= QUICKLY_READ:
             tokens = self.tokens(split)
             check_ids(tokens, self.vocab_size)

@@ -44,9 +44,9 @@ def save(out_dir: Path, state: dict[str, Any], names: list[str]) -> None:
     except (OSError, RuntimeError) as error:  # torch's zip writer wraps a full disk
         _sweep(out_dir)
         raise OSError(
-            f"the checkpoint of step {state['step']} could not be written to {out_dir} "
-            f"({' '.join(str(error).split())[:120]}): the one before it is untouched; make room "
-            "and go on with --resume"
+            f"the checkpoint of step {state['step']} could not be written to {out_dir}, is the "
+            f"disk full? ({' '.join(str(error).split())[:120]}); what was saved before it is "
+            "untouched: make room and go on with --resume"
         ) from error
     _sweep(out_dir)
 

@@ -16,8 +16,8 @@ def announce(parts: dict[str, int], config: dict[str, Any], n_tokens: int, world
     print(f"device: {world.size} x {world.device_name}, {config['precision']}", flush=True)
 
 
-def plot_loss(out_dir: Path) -> None:
-    """Draw training and validation loss against the step into loss.png."""
+def plot_loss(out_dir: Path, levels: dict[str, float]) -> None:
+    """Draw training and validation loss against the step into loss.png, with lines at `levels`."""
     import matplotlib  # slow to import, and needed once
 
     matplotlib.use("agg")
@@ -25,10 +25,12 @@ def plot_loss(out_dir: Path) -> None:
 
     records = read(out_dir / "metrics.jsonl")
     figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
-    for key, marker in (("train_loss", ""), ("val_loss", "o")):
+    for key, style in (("train_loss", "-"), ("val_loss", "o-")):
         points = [(record["step"], record[key]) for record in records if key in record]
         steps, losses = zip(*points, strict=True) if points else ((), ())
-        axes.plot(steps, losses, label=key, marker=marker)
+        axes.plot(steps, losses, style, label=key, linewidth=0.8)
+    for name, level in levels.items():
+        axes.axhline(level, label=name, color="gray", linestyle="--")
     axes.set(xlabel="step", ylabel="loss (nats per token)")
     axes.grid(alpha=0.3)
     axes.legend()
@@ -36,12 +38,12 @@ def plot_loss(out_dir: Path) -> None:
     pyplot.close(figure)
 
 
-def conclude(out_dir: Path, losses: dict[str, float], to_bits: Callable[[float], float]) -> None:
-    """Print the losses, in bits per byte too, draw their course, and say what is next."""
-    for name, loss in losses.items():
+def conclude(out_dir: Path, best: float, bigram: float, to_bits: Callable[[float], float]) -> None:
+    """Print the best loss beside a bigram model's, draw its course, and say what is next."""
+    for name, loss in (("best", best), ("a bigram model's", bigram)):
         print(
             f"{name} validation loss: {loss:.4f} nats per token, {to_bits(loss):.4f} bits per byte"
         )
-    plot_loss(out_dir)
+    plot_loss(out_dir, {"bigram model": bigram})
     print(f"written to {out_dir}: checkpoints, config.toml, metrics.jsonl, loss.png")
     print(f'next: python sample.py --out_dir={out_dir} --prompt="..."')

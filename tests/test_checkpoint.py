@@ -170,7 +170,7 @@ def test_a_disk_that_is_really_full_is_refused_in_a_sentence(saved: Path):
             checkpoint.save(saved, state(3) | {"large": torch.zeros(100_000)}, ["last"])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert "the one before it is untouched" in str(caught.value)
+    assert "what was saved before it is untouched" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert files(saved) == before
     assert steps(saved) == {"last": 2, "best": 1}

@@ -27,24 +27,28 @@ def write_log(folder: Path, lines: list[dict[str, float]]) -> None:
 )
 def test_the_picture_is_a_png_whatever_was_logged(tmp_path: Path, lines: list[Any]):
     write_log(tmp_path, lines)
-    report.plot_loss(tmp_path)
+    report.plot_loss(tmp_path, {"bigram model": 2.5})
     data = (tmp_path / "loss.png").read_bytes()
     assert data.startswith(b"\x89PNG\r\n\x1a\n")
     assert struct.unpack(">II", data[16:24]) == (840, 480)
 
 
-def test_both_losses_are_drawn_at_their_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_both_losses_are_drawn_at_their_steps_and_the_bigram_models_as_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     from matplotlib import pyplot
 
     write_log(tmp_path, [{"step": 0, "train_loss": 3.0}, {"step": 5, "val_loss": 2.0}])
     figures: list[Any] = []
     monkeypatch.setattr(pyplot, "close", figures.append)
-    report.plot_loss(tmp_path)
+    report.plot_loss(tmp_path, {"bigram model": 2.5})
     monkeypatch.undo()
     (axes,) = figures[0].axes
     drawn = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
     pyplot.close(figures[0])
+    level = drawn.pop("bigram model")
     assert drawn == {"train_loss": [[0.0, 3.0]], "val_loss": [[5.0, 2.0]]}
+    assert {height for _, height in level} == {2.5}
 
 
 def test_a_run_is_announced_in_tokens_and_epochs(capsys: pytest.CaptureFixture[str]):
