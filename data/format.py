@@ -13,6 +13,7 @@ FORMAT_VERSION = 1
 META = "meta.json"
 RANKS = "tokenizer.tiktoken"
 SPLITS = ("train", "val")
+FEWEST_TOKENS = 2  # of a split: one to predict from, one to predict
 
 
 def token_file(split: str) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.format import FORMAT_VERSION, META, RANKS, SPLITS, token_dtype, token_file
+from data.format import FEWEST_TOKENS, FORMAT_VERSION, META, RANKS, SPLITS, token_dtype, token_file
 from data.tokenizer import Tokenizer, load_tokenizer
 
 IGNORED = -100  # the target that torch's cross_entropy leaves out by default
@@ -90,8 +90,6 @@ class Dataset:
         expected = about["tokens"] * token_dtype(self.vocab_size).itemsize
         if (size := file.stat().st_size) != expected:
             raise ValueError(f"{file.name} should have {expected} bytes, not {size}")
-        if about["tokens"] < 2:
-            raise ValueError(f"{file.name} should have 2 tokens or more, not {about['tokens']}")
         if size <= QUICKLY_READ:
             tokens = self.tokens(split)
             check_ids(tokens, self.vocab_size)
@@ -186,8 +184,8 @@ def eval_batches(
     All have the same shape; what the last lacks has the target IGNORED. Ranks take batches in
     turn, so some may get one more.
     """
-    if len(tokens) < 2:
-        raise ValueError(f"evaluation needs at least 2 tokens: got {len(tokens)}")
+    if len(tokens) < FEWEST_TOKENS:
+        raise ValueError(f"evaluation needs {FEWEST_TOKENS} tokens: got {len(tokens)}")
     shape, size = (batch_size, context_length), batch_size * context_length
     for start in range(rank * size, len(tokens) - 1, world_size * size):
         chunk = tokens[start : start + size + 1].astype(np.int64)

@@ -15,7 +15,7 @@ from typing import IO, Any
 import numpy as np
 
 from data.encode import Encoded
-from data.format import FORMAT_VERSION, META, RANKS, SPLITS, token_dtype, token_file
+from data.format import FEWEST_TOKENS, FORMAT_VERSION, META, RANKS, SPLITS, token_dtype, token_file
 from data.tokenizer import Tokenizer
 
 NAMES = (*map(token_file, SPLITS), RANKS, META)  # in the order of renaming
@@ -82,9 +82,10 @@ class DatasetWriter:
     def commit(self, **about: Any) -> None:
         """Make what was written the dataset; `about` is added to meta.json."""
         for split, file in self.files.items():
-            if not file.bytes:
+            if file.tokens < FEWEST_TOKENS:
                 raise ValueError(
-                    f"the {split} split would be empty: give more text, or another --val_fraction"
+                    f"the {split} split must have {FEWEST_TOKENS} tokens: got {file.tokens}; give "
+                    "more text, or another --val_fraction"
                 )
             sync(file.stream)
             file.stream.close()
