@@ -1,6 +1,8 @@
 # make quickstart   prepare a dataset, train a GPT on it, and print what it writes
 # make test         the default tests, which need neither a GPU nor a network
+# make test-slow    the slow ones
 # make check        formatting, lint and types
+# make clean        remove the environment and the quickstart's dataset
 
 PYTHON ?= python3
 VENV := .venv
@@ -26,7 +28,7 @@ check: $(VENV)/installed-dev
 	$(PY) -m pyright
 
 clean:
-	rm -rf $(VENV) data/stdlib_bpe out
+	rm -rf $(VENV) data/stdlib_bpe
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

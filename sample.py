@@ -3,7 +3,6 @@
 python sample.py --out_dir=out/quickstart --prompt="def main(" --num_samples=3
 """
 
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -66,7 +65,8 @@ def distribution(logits_V: Tensor, config: SampleConfig) -> Tensor:
     Each step cuts what the one before left: top-p (Holtzman et al., 2019, arXiv 1904.09751)
     counts the probability within the k likeliest. Equal logits at the edge of k all stay.
     """
-    logits_V = logits_V / config.temperature
+    # below the largest and in double, so that no temperature above 0 overflows
+    logits_V = (logits_V - logits_V.max()).double() / config.temperature
     if 0 < config.top_k < len(logits_V):
         least = logits_V.topk(config.top_k).values[-1]
         logits_V = logits_V.masked_fill(logits_V < least, -torch.inf)
@@ -105,7 +105,8 @@ def generate(
         if token == tokenizer.end_of_text:
             return
         yield token
-        text, unseen = [*text, token], [token]
+        text.append(token)
+        unseen = [token]
 
 
 def sample_seed(seed: int, index: int) -> int:
@@ -141,14 +142,14 @@ def encode_prompt(text: str, tokenizer: Tokenizer, starts_documents: bool) -> li
 def read_text(path: Path) -> str:
     """Read a prompt. Raises ValueError that names the file if it is not UTF-8."""
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_bytes().decode()  # line ends as they are
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text: {error}") from error
 
 
 def load_model(state: dict[str, Any], device: str) -> tuple[GPT, Tokenizer]:
     """Rebuild the model, ready to evaluate, and its tokenizer from a checkpoint."""
-    model = GPT(ModelConfig(**tomllib.loads(state["config"])["model"]))
+    model = GPT(ModelConfig(**state["model_config"]))
     model.load_state_dict(state["model"])
     return model.to(device).eval(), load_tokenizer(state["tokenizer"])
 
@@ -159,7 +160,7 @@ def main() -> None:
     model, tokenizer = load_model(state, find_device(config.device))
     if config.prompt_file is not None:
         config = replace(config, prompt=read_text(config.prompt_file), prompt_file=None)
-    prompt = encode_prompt(config.prompt, tokenizer, state["documents"] > 1)
+    prompt = encode_prompt(config.prompt, tokenizer, state["data"]["train"]["documents"] > 1)
     write_samples(model, tokenizer, prompt, config)
 
 

@@ -188,7 +188,7 @@ def save(run: Run, names: list[str]) -> None:
         "config": cli.dump_config(replace(run.config, resume=False)),
         "model_config": asdict(run.config.model),
         "tokenizer": run.dataset.tokenizer.state(),
-        "documents": run.dataset.documents,
+        "data": run.dataset.meta["splits"],
         **checkpoint.pack(run.model, run.optimizers),
     }
     checkpoint.save(run.config.out_dir, state, names)
@@ -197,20 +197,20 @@ def save(run: Run, names: list[str]) -> None:
 def restore(run: Run) -> None:
     """Take up the last checkpoint. Raises ValueError if it has another model or tokenizer."""
     state = checkpoint.load(run.config.out_dir, "last")
-    checkpoint.check_same("model", asdict(run.config.model), state["model_config"])
     checkpoint.check_same("tokenizer", run.dataset.tokenizer.state(), state["tokenizer"])
+    checkpoint.check_same("model", asdict(run.config.model), state["model_config"])
+    checkpoint.check_same("dataset", run.dataset.meta["splits"], state["data"])
+    checkpoint.check_steps(state["step"], run.config.max_steps)
     checkpoint.unpack(state, run.model, run.optimizers)
-    run.step, run.elapsed_seconds = state["step"], state["elapsed_seconds"]
-    run.best_val_loss = state["best_val_loss"]
+    run.step, run.best_val_loss = state["step"], state["best_val_loss"]
+    run.elapsed_seconds = state["elapsed_seconds"]
 
 
 def leave(run: Run) -> None:
     """Asked to stop: save, say how to go on, and exit as shells expect."""
     save(run, ["last"] if math.isfinite(run.best_val_loss) else ["last", "best"])
-    if run.world.is_main:
-        config = f"{run.config.out_dir}/config.toml"
-        run.metrics.bar.close()
-        print(f"stopped after step {run.step}, which is saved: python train.py {config} --resume")
+    resume = f"python train.py {run.config.out_dir}/config.toml --resume"
+    run.metrics.end(f"stopped after step {run.step}, which is saved: {resume}")
     raise SystemExit(run.stop.exit_code)
 
 
@@ -232,7 +232,8 @@ def open_log(run: Run) -> Metrics:
 def conclude(run: Run) -> None:
     """Draw the loss, compare it with a bigram model's, print samples, and say what is next."""
     config, dataset = run.config, run.dataset
-    bigram = bigram_loss(dataset.tokens("train"), dataset.tokens("val"), dataset.vocab_size)
+    val_T = dataset.tokens("val")[: config.eval_tokens or None]
+    bigram = bigram_loss(dataset.tokens("train"), val_T, dataset.vocab_size)
     settings = sample.SampleConfig(num_samples=config.samples, seed=config.seed)
     prompt = sample.encode_prompt("", dataset.tokenizer, dataset.documents > 1)
     sample.write_samples(run.model.eval(), dataset.tokenizer, prompt, settings)

@@ -57,8 +57,8 @@ class Dataset:
             for split in SPLITS:
                 dataset._check(split)
             return dataset
-        except (ValueError, KeyError, TypeError) as error:
-            reason = error if isinstance(error, ValueError) else f"{META} lacks {error}"
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            reason = f"{META} lacks {error}" if isinstance(error, KeyError) else error
             raise ValueError(f"{path} is damaged: {reason}; prepare it again") from error
 
     def tokens(self, split: str) -> np.ndarray:

@@ -43,8 +43,8 @@ class PrepareConfig:
     tokenizer: Literal["bpe", "gpt2", "byte", "char"] = "bpe"
     """bpe is trained on the text; gpt2 is GPT-2's own; byte and char have no merges."""
 
-    vocab_size: int | None = None
-    """Tokens of a bpe vocabulary, with the 256 bytes and end-of-text (default: 4096)."""
+    vocab_size: int = 0
+    """Tokens of a bpe vocabulary, with the 256 bytes and end-of-text; 0 for 4096."""
 
     out: Path | None = None
     """Folder to write (default: data/ and the first source's name and the tokenizer's)."""
@@ -57,12 +57,12 @@ class PrepareConfig:
             raise ValueError(f"name a file, a folder or one of {', '.join(NAMED)} to prepare")
         if not 0 < self.val_fraction < 1:
             raise ValueError(f"val_fraction must lie between 0 and 1: got {self.val_fraction}")
-        if self.vocab_size is not None and self.tokenizer != "bpe":
+        if self.vocab_size and self.tokenizer != "bpe":
             raise ValueError(
                 f"vocab_size is chosen for bpe only: got tokenizer={self.tokenizer}, "
                 f"vocab_size={self.vocab_size}; leave one of them out"
             )
-        if self.vocab_size is not None and self.vocab_size <= N_BYTES:
+        if self.vocab_size and self.vocab_size <= N_BYTES:
             raise ValueError(
                 f"vocab_size must be at least {N_BYTES + 1} (the bytes and end-of-text): "
                 f"got {self.vocab_size}"
@@ -143,7 +143,8 @@ def summary(writer: DatasetWriter) -> str:
         [
             f"{writer.folder}: a vocabulary of {vocabulary}",
             *lines,
-            f"next: python train.py --data.path={writer.folder}",
+            f"next: python train.py config/quickstart.toml --data.path={writer.folder} "
+            f"--out_dir=out/{writer.folder.name}",
         ]
     )
 

@@ -2,7 +2,8 @@
 
 Few documents, such as one book, are each cut in two: the first part trains, the last validates.
 Many documents go whole to one side, by a hash of their text: exact duplicates stay together, so
-that no validation text is also trained on.
+that no validation text is also trained on. Where that would leave far from the fraction asked for,
+as one long document among short ones can, they are cut in two as well.
 """
 
 import hashlib
@@ -17,6 +18,8 @@ from data.format import SPLITS
 from data.sources import Corpus
 
 MANY_DOCUMENTS = 20  # with fewer, whole documents could not come near the fraction asked for
+MOST_CUT = 1000  # with more they always go whole, so that no more lengths need to be remembered
+FAR = 2  # times too much or too little
 HASH_BYTES = 8
 
 
@@ -34,6 +37,7 @@ class Scan:
 
     val_fraction: float
     characters: int = 0
+    val_characters: int = 0  # of the documents that validate if they go whole
     bytes: int = 0  # of UTF-8
     lengths: list[int] = field(default_factory=list)  # of the first documents, in characters
     validates: bytearray = field(default_factory=bytearray)  # per document: 1 if its hash says so
@@ -59,10 +63,12 @@ class Scan:
             n_bytes += len(data)
         self.characters += characters
         self.bytes += n_bytes
-        if len(self.lengths) < MANY_DOCUMENTS:
+        if len(self.lengths) < MOST_CUT:
             self.lengths.append(characters)
         threshold = self.val_fraction * 2 ** (8 * HASH_BYTES)
-        self.validates.append(int.from_bytes(digest.digest(), "big") < threshold)
+        validates = int.from_bytes(digest.digest(), "big") < threshold
+        self.validates.append(validates)
+        self.val_characters += validates * characters
         return n_bytes
 
     @property
@@ -70,9 +76,18 @@ class Scan:
         """Return how many documents there are."""
         return len(self.validates)
 
+    @property
+    def go_whole(self) -> bool:
+        """Say whether each document goes whole to one side."""
+        if self.documents > MOST_CUT:
+            return True
+        share, asked = self.val_characters / self.characters, self.val_fraction
+        is_near = asked / FAR <= share <= asked * FAR and 1 - share >= (1 - asked) / FAR
+        return is_near and self.documents >= MANY_DOCUMENTS
+
     def train_characters(self, document: int) -> int:
         """Return how many characters at the start of a document train; the rest validates."""
-        if self.documents < MANY_DOCUMENTS:
+        if not self.go_whole:
             return int(self.lengths[document] * (1 - self.val_fraction))
         return 0 if self.validates[document] else sys.maxsize
 

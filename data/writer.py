@@ -74,9 +74,9 @@ class DatasetWriter:
         for file in self.files.values():
             with contextlib.suppress(OSError):  # a full disk fails once more here
                 file.stream.close()
-        self._sweep()
-        if remove_folder:
-            with contextlib.suppress(OSError):  # somebody else has put a file there
+        with contextlib.suppress(OSError):  # what went wrong is said already
+            self._sweep()
+            if remove_folder:
                 self.folder.rmdir()
 
     def commit(self, **about: Any) -> None:

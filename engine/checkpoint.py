@@ -13,6 +13,7 @@ import hashlib
 import itertools
 import json
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +41,14 @@ def save(out_dir: Path, state: dict[str, Any], names: list[str]) -> None:
         entry = {"step": state["step"], "file": path.name, "sha256": digest}
         entry["bytes"] = partial.stat().st_size
         partial.replace(path)
-        _write_record(out_dir, _read_record(out_dir) | dict.fromkeys(names, entry))
+        record = _read_record(out_dir) | dict.fromkeys(names, entry)
+        _write(out_dir / RECORD, json.dumps(record, indent=2))
     except (OSError, RuntimeError) as error:  # torch's zip writer wraps a full disk
         _sweep(out_dir)
         raise OSError(
             f"the checkpoint of step {state['step']} could not be written to {out_dir}, is the "
             f"disk full? ({' '.join(str(error).split())[:120]}); what was saved before it is "
-            "untouched: make room and go on with --resume"
+            "untouched: make room, and go on with --resume if there is a checkpoint"
         ) from error
     _sweep(out_dir)
 
@@ -57,13 +59,15 @@ def has_checkpoint(out_dir: Path) -> bool:
 
 def open_folder(out_dir: Path, config: str, resume: bool) -> None:
     """Make the run's folder and put its config there; a new run sets an older one aside."""
+    if not out_dir.name:
+        raise ValueError(f"out_dir must have a name, such as out/run: got {out_dir}")
     if has_checkpoint(out_dir) and not resume:
         names = (f"{out_dir.name}_{number}" for number in itertools.count(1))
         aside = next(path for name in names if not (path := out_dir.with_name(name)).exists())
         out_dir.rename(aside)
         print(f"{out_dir} held another run, which is now in {aside}")
     out_dir.mkdir(parents=True, exist_ok=True)
-    (out_dir / "config.toml").write_text(config, encoding="utf-8")
+    _write(out_dir / "config.toml", config)
 
 
 def pack(model: nn.Module, optimizers: list[Optimizer]) -> dict[str, Any]:
@@ -97,6 +101,12 @@ def check_same(what: str, asked: dict[str, Any], saved: dict[str, Any]) -> None:
             )
 
 
+def check_steps(done: int, max_steps: int) -> None:
+    """Raise ValueError if a run is to end before the step that it has reached."""
+    if done > max_steps:
+        raise ValueError(f"max_steps must be at least the {done} steps done: got {max_steps}")
+
+
 def load(out_dir: Path, name: str) -> dict[str, Any]:
     """Read the checkpoint called `name` ("last" or "best") after comparing its hash.
 
@@ -124,7 +134,8 @@ def load(out_dir: Path, name: str) -> dict[str, Any]:
 
 def _unpickle(path: Path) -> dict[str, Any]:
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # the sentence below says it all
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a made-up file can fail in any way
         raise ValueError(
             f"{path} is refused: it must hold tensors and plain values only, never code"
@@ -153,14 +164,15 @@ def _read_record(out_dir: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is damaged: {error!r}") from error
 
 
-def _write_record(out_dir: Path, record: dict[str, Any]) -> None:
-    partial = out_dir / f"{RECORD}.partial"
+def _write(path: Path, text: str) -> None:
+    """Put `text` into a file that has the old text or the new one, whenever power fails."""
+    partial = path.with_name(f"{path.name}.partial")
     with open(partial, "w", encoding="utf-8") as file:
-        json.dump(record, file, indent=2)
+        file.write(text)
         _sync(file)
-    partial.replace(out_dir / RECORD)
-    folder = os.open(out_dir, os.O_RDONLY)
-    os.fsync(folder)  # the two renames, in this order
+    partial.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    os.fsync(folder)  # the renames so far, in their order
     os.close(folder)
 
 

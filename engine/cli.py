@@ -4,7 +4,8 @@
 
 Later sources win: defaults < TOML file < command line. The file is turned into flags and
 goes through the same strict parser as the command line, so a misspelled key or a value of
-the wrong type is an error in either one, never a line that is silently ignored.
+the wrong type is an error in either one, never a line that is silently ignored. The file must
+be a valid config by itself.
 """
 
 import contextlib
@@ -30,7 +31,7 @@ USER_ERROR = 2  # exit code: the run was refused, and a sentence says why
 def run(main: Callable[[], None]) -> None:
     """Call `main`; end in one sentence on stderr where the user can mend what went wrong."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(encoding="utf-8")  # any text may hold any character
+        sys.stdout.reconfigure(encoding="utf-8", errors="replace")  # any text may be printed
     try:
         main()
         sys.stdout.flush()
@@ -61,11 +62,26 @@ def parse_config(config_type: type[ConfigT], argv: Sequence[str] | None = None) 
     """Return the config that `argv` describes; raise ValueError with a sentence if it is none."""
     args = list(sys.argv[1:] if argv is None else argv)
     default = None
-    if args and args[0].endswith(".toml"):
+    if args and args[0].endswith(".toml") and not args[0].startswith("-"):
         path = args.pop(0)
-        default = _parse(config_type, list(_flags(read_toml(path))), None, prog=path)
+        table = read_toml(path)
+        default = _parse(config_type, list(_flags(table)), None, prog=path)
+        _check_types(table, default, path)
     args = _bare_switches_are_true(args, config_type)
     return _parse(config_type, args, default, prog=Path(sys.argv[0]).name)
+
+
+def _check_types(table: dict[str, Any], config: Any, path: str) -> None:
+    """Refuse `max_steps = "30"`, which as a flag would do."""
+    spelled = {bool: bool, int: int, float: (int, float), tuple: list}  # the others are texts
+    for key, value in table.items():
+        parsed = getattr(config, key)
+        if isinstance(value, dict):
+            _check_types(value, parsed, path)
+            continue
+        fits = isinstance(value, spelled.get(type(parsed), str))
+        if not fits or isinstance(value, bool) != isinstance(parsed, bool):
+            raise ValueError(f"{path}: {key} has a value of the wrong type: got {value!r}")
 
 
 def read_toml(path: str) -> dict[str, Any]:
@@ -119,7 +135,8 @@ def _parse(config_type: type[ConfigT], args: list[str], default: Any, prog: str)
     except SystemExit as stop:
         if stop.code in (0, None):  # --help
             raise
-        message = _unboxed(shown.getvalue())
+        # our own errors come as "Error parsing TrainConfig: ..."
+        message = re.sub(r"^Error parsing \w+: ", "", _unboxed(shown.getvalue()))
         raise ValueError(f"{prog}: {message}{_nearest(message, config_type)}") from None
 
 

@@ -59,6 +59,13 @@ class Metrics:
         self.bar.write(f"step {step:6d}: validation loss {losses}", file=sys.stdout)
         self._write(step, {"val_loss": loss, "val_bits_per_byte": bits})
 
+    def end(self, text: str) -> None:
+        """Close the bar and print a line under it, in the process that logs."""
+        is_shown = not self.bar.disable
+        self.bar.close()
+        if is_shown:
+            print(text)
+
     def close(self) -> None:
         self.bar.close()
         self.file.close()

@@ -106,5 +106,5 @@ def check_finite(step: int, **numbers: float) -> None:
         shown = ", ".join(f"{name}={number}" for name, number in numbers.items())
         raise ArithmeticError(
             f"after step {step} a number is not finite ({shown}), so training stopped: lower the "
-            "learning rate, then go on from the last checkpoint with --resume"
+            "learning rate, then go on from the last checkpoint, if there is one, with --resume"
         )

@@ -4,8 +4,6 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-import requests
-
 WandbMode = Literal["off", "offline", "online"]
 ANSWER_SECONDS = 3
 
@@ -54,6 +52,7 @@ def start_wandb(mode: WandbMode, out_dir: Path, config: dict[str, Any]) -> Wandb
 
 def why_offline() -> str | None:
     """Return why an online run cannot be, found out before wandb.init waits for a minute."""
+    import requests
     import wandb
 
     server = wandb.setup().settings.base_url

@@ -214,6 +214,13 @@ def test_a_value_of_the_wrong_type_is_refused(argv: list[str], message: str):
         ('kind = "medium"', "invalid choice 'medium' for argument '--kind'"),
         ("betas = [0.9]", "Missing value for argument '--betas'. Expected 2 values."),
         ("part = 3", "Unrecognized options: --part=3"),
+        ('seed = "30"', "seed has a value of the wrong type: got '30'"),
+        ("seed = [30]", "seed has a value of the wrong type: got [30]"),
+        ("clip = true", "Error parsing --clip: could not convert string to float: 'True'"),
+        ('resume = "True"', "resume has a value of the wrong type: got 'True'"),
+        ("path = 5", "path has a value of the wrong type: got 5"),
+        ('path = ["x", "--seed=5"]', "path has a value of the wrong type"),
+        ('[part]\nlearning_rate = "1e-3"', "learning_rate has a value of the wrong type"),
         ("seed = -1", "seed must be at least 0: got -1"),
     ],
 )

@@ -189,7 +189,7 @@ def test_a_damaged_dataset_is_refused(dataset: Path, name: str, damage, reason: 
 
 def test_a_missing_token_file_is_named(dataset: Path):
     (dataset / "val.bin").unlink()
-    with pytest.raises(FileNotFoundError) as refused:
+    with pytest.raises(ValueError) as refused:
         Dataset.open(dataset)
     assert str(refused.value.filename).endswith("val.bin")
 

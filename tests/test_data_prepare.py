@@ -88,7 +88,7 @@ def test_many_documents_go_whole_to_one_side_each_after_end_of_text(
 ):
     dataset = build(
         stories, out=tmp_path / "out", tokenizer=tokenizer, val_fraction=0.3,
-        vocab_size=300 if tokenizer == "bpe" else None,
+        vocab_size=300 if tokenizer == "bpe" else 0,
     )  # fmt: skip
     train, val = decoded(dataset, "train"), decoded(dataset, "val")
     assert sorted(train + val) == sorted(story(i % 39) for i in range(40))
@@ -99,10 +99,23 @@ def test_many_documents_go_whole_to_one_side_each_after_end_of_text(
 
 
 def test_the_side_of_a_document_does_not_depend_on_the_others(stories: Path, tmp_path: Path):
-    before = decoded(build(stories, out=tmp_path / "1", tokenizer="byte"), "val")
+    before = decoded(build(stories, out=tmp_path / "1", tokenizer="byte", val_fraction=0.3), "val")
     (stories / "00 before all.txt").write_text(story(100), "utf-8")
-    after = decoded(build(stories, out=tmp_path / "2", tokenizer="byte"), "val")
+    after = decoded(build(stories, out=tmp_path / "2", tokenizer="byte", val_fraction=0.3), "val")
     assert set(after) - {story(100)} == set(before)
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.3, 0.5])
+def test_whole_documents_that_leave_far_from_the_fraction_are_each_cut_in_two(
+    tmp_path: Path, fraction: float
+):
+    lengths = [9] * 30 + [9000]  # whichever side the long one goes to
+    for i, length in enumerate(lengths):
+        (tmp_path / f"{i:02}.txt").write_text(chr(97 + i % 26) * length)
+    build(tmp_path, out=tmp_path / ".out", tokenizer="byte", val_fraction=fraction)
+    about = json.loads((tmp_path / ".out/meta.json").read_text())["splits"]
+    assert about["val"]["documents"] == about["train"]["documents"] == len(lengths)
+    assert about["val"]["bytes"] / sum(lengths) == pytest.approx(fraction, rel=0.1)
 
 
 def test_few_documents_are_each_cut_in_two(tmp_path: Path):
@@ -201,8 +214,16 @@ def test_another_tokenizer_replaces_the_dataset_and_leaves_no_old_file(
 def test_the_command_ends_with_what_to_type_next(stories: Path, tmp_path: Path):
     done = command(stories, "--tokenizer=byte", "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1].endswith(f"train.py --data.path={tmp_path / 'out'}")
+    flags = f"--data.path={tmp_path / 'out'} --out_dir=out/out"
+    assert done.stdout.splitlines()[-1].endswith(f"train.py config/quickstart.toml {flags}")
     assert done.stderr == ""
+
+
+def test_a_folder_to_write_that_is_a_file_is_named(stories: Path, tmp_path: Path):
+    (tmp_path / "file").write_text("kept")
+    done = command(stories, "--tokenizer=byte", "--out", tmp_path / "file")
+    assert (done.returncode, done.stderr) == (2, f"error: {tmp_path / 'file'}: File exists\n")
+    assert (tmp_path / "file").read_text() == "kept"
 
 
 def bad_input(folder: Path) -> dict[str, tuple[list[str], str]]:

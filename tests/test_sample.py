@@ -116,7 +116,16 @@ def test_the_distribution_is_the_one_computed_with_numpy(settings: Any):
 
 def test_equal_logits_at_the_edge_of_k_all_stay():
     probabilities_V = distribution(torch.tensor([3.0, 1.0, 3.0, 3.0]), SampleConfig(top_k=2))
-    torch.testing.assert_close(probabilities_V, torch.tensor([1.0, 0.0, 1.0, 1.0]) / 3)
+    expected_V = torch.tensor([1.0, 0.0, 1.0, 1.0]) / 3
+    torch.testing.assert_close(probabilities_V, expected_V, check_dtype=False)
+
+
+@pytest.mark.parametrize("temperature", [1e-45, 1e-300, 1e30])
+def test_no_temperature_is_too_low_or_too_high_to_draw_with(temperature: float):
+    config = SampleConfig(temperature=temperature)
+    probabilities_V = distribution(torch.tensor([-50.0, 80.0, 79.0]), config)
+    likeliest = 1.0 if temperature < 1 else 1 / 3
+    assert probabilities_V[1].item() == pytest.approx(likeliest)
 
 
 def test_the_likeliest_token_is_never_cut():
@@ -327,6 +336,11 @@ def test_the_same_command_writes_the_same_text_and_another_seed_another(script: 
     assert script(*flags) == script(*flags)
     texts = [script(*flags, f"--seed={seed}")[1].split("\n", 1)[1] for seed in (1, 2)]
     assert texts[0] != texts[1]
+
+
+def test_a_prompt_file_keeps_its_line_ends(tmp_path: Path):
+    (tmp_path / "prompt.txt").write_bytes(b"one\r\ntwo")
+    assert sample.read_text(tmp_path / "prompt.txt") == "one\r\ntwo"
 
 
 @pytest.mark.parametrize("name", ["best", "last"])

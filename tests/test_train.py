@@ -357,6 +357,23 @@ def test_a_finished_run_can_be_resumed_without_harm(tiny: Path, undisturbed: Pat
     assert outcome(tmp_path / "run") == outcome(undisturbed)
 
 
+def test_a_run_does_not_end_before_the_step_that_it_has_reached(
+    refusal: Callable[..., str], undisturbed: Path
+):
+    before = contents(undisturbed)
+    error = refusal(f"--out_dir={undisturbed}", "--resume", "--max_steps=3")
+    assert "max_steps must be at least the 12 steps done: got 3" in error
+    assert contents(undisturbed) == before
+
+
+def test_a_run_does_not_go_on_with_other_text(
+    refusal: Callable[..., str], undisturbed: Path, tmp_path: Path
+):
+    data = write_dataset(tmp_path, "char", letters="…émltsrnoiea")  # the same, in another order
+    error = refusal(f"--out_dir={undisturbed}", f"--data.path={data}", "--resume")
+    assert "the checkpoint has another dataset: its train differs" in error
+
+
 def test_a_resumed_run_takes_the_new_learning_rate(
     tiny: Path, tmp_path: Path, signals: Callable[..., None]
 ):
@@ -577,7 +594,7 @@ def test_a_run_does_not_go_on_with_another_tokenizer(
     before = contents(undisturbed)
     data = write_dataset(tmp_path, "byte")
     flags = (f"--data.path={data}", "--resume")
-    assert "another model: its vocab_size differs" in refusal(f"--out_dir={undisturbed}", *flags)
+    assert "another tokenizer: its characters differ" in refusal(f"--out_dir={undisturbed}", *flags)
     data = write_dataset(tmp_path, "char", letters="AEIONRSTLMÉ…")  # as many of them
     flags = (f"--data.path={data}", "--resume")
     assert "another tokenizer: its characters differ" in refusal(f"--out_dir={undisturbed}", *flags)
