@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -16,7 +15,7 @@ from torch.nn import functional as F
 from data.tokenizer import TextStream, Tokenizer, load_tokenizer
 from engine import checkpoint
 from engine.cli import at_least, parse_config, run
-from engine.parallel import DeviceName, find_device
+from engine.parallel import DeviceName, find_device, mix_seed
 from model import GPT, ModelConfig
 
 
@@ -91,7 +90,7 @@ def generate(
     text goes on past context_length and a token sees between half and all of it.
     """
     limit = model.config.context_length
-    random = torch.Generator().manual_seed(sample_seed(config.seed, index))
+    random = torch.Generator().manual_seed(mix_seed(config.seed, index))
     text, unseen, cache = list(prompt), prompt[-limit:], model.new_cache(1)
     for _ in range(config.max_new_tokens):
         if cache[0].length + len(unseen) > limit:
@@ -107,11 +106,6 @@ def generate(
         yield token
         text.append(token)
         unseen = [token]
-
-
-def sample_seed(seed: int, index: int) -> int:
-    """Far apart for neighbouring samples and seeds."""
-    return int(np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0])
 
 
 def write_samples(

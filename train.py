@@ -165,7 +165,7 @@ def accumulate_gradients(run: Run, batch: tuple[Tensor, Tensor]) -> float:
 
 def evaluate_and_save(run: Run) -> None:
     """Log the validation loss; save the last checkpoint, which may be the best one too."""
-    val_T = run.dataset.tokens("val")[: run.config.eval_tokens or None]
+    val_T = run.dataset.tokens("val", run.config.eval_tokens)
     batches = eval_batches(val_T, batch_size=run.micro_batch_size, **run.window)
     val_loss = evaluate(run.model, batches, run.world, run.config.precision, run.stop)
     if val_loss is None:  # asked to stop meanwhile
@@ -195,7 +195,7 @@ def save(run: Run, names: list[str]) -> None:
 
 
 def restore(run: Run) -> None:
-    """Take up the last checkpoint. Raises ValueError if it has another model or tokenizer."""
+    """Take up the last checkpoint. Raises ValueError if it is of another model or dataset."""
     state = checkpoint.load(run.config.out_dir, "last")
     checkpoint.check_same("tokenizer", run.dataset.tokenizer.state(), state["tokenizer"])
     checkpoint.check_same("model", asdict(run.config.model), state["model_config"])
@@ -232,7 +232,7 @@ def open_log(run: Run) -> Metrics:
 def conclude(run: Run) -> None:
     """Draw the loss, compare it with a bigram model's, print samples, and say what is next."""
     config, dataset = run.config, run.dataset
-    val_T = dataset.tokens("val")[: config.eval_tokens or None]
+    val_T = dataset.tokens("val", config.eval_tokens)
     bigram = bigram_loss(dataset.tokens("train"), val_T, dataset.vocab_size)
     settings = sample.SampleConfig(num_samples=config.samples, seed=config.seed)
     prompt = sample.encode_prompt("", dataset.tokenizer, dataset.documents > 1)

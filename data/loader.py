@@ -61,9 +61,10 @@ class Dataset:
             reason = f"{META} lacks {error}" if isinstance(error, KeyError) else error
             raise ValueError(f"{path} is damaged: {reason}; prepare it again") from error
 
-    def tokens(self, split: str) -> np.ndarray:
-        """Return the ids of a split, "train" or "val", as they lie on the disk."""
-        return np.memmap(self.path / token_file(split), token_dtype(self.vocab_size), mode="r")
+    def tokens(self, split: str, first: int = 0) -> np.ndarray:
+        """Return the ids of "train" or "val", or the `first` so many, as they lie on the disk."""
+        ids = np.memmap(self.path / token_file(split), token_dtype(self.vocab_size), mode="r")
+        return ids[: first or None]
 
     def bits_per_byte(self, loss: float) -> float:
         """Return a validation loss in nats per token as bits per byte, whatever the tokenizer."""

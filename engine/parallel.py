@@ -109,10 +109,14 @@ def sync_gradients(model: nn.Module, enabled: bool) -> None:
         model.require_backward_grad_sync = enabled
 
 
+def mix_seed(*numbers: int) -> int:
+    """One seed out of several numbers, far apart for neighbouring ones."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+
+
 def seed_dropout(seed: int, step: int, world: World) -> None:
     """Make the masks of a step the same when a resumed run comes to it again."""
-    seeds = np.random.SeedSequence([seed, step, world.rank])
-    torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0]))
+    torch.manual_seed(mix_seed(seed, step, world.rank))
 
 
 class StopRequest:
