@@ -20,14 +20,16 @@ channel). Plain `x` is the residual stream and is always (B, T, C).
 """
 
 import math
-from dataclasses import dataclass, fields
-from typing import Literal
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 Turn = tuple[Tensor, Tensor]  # cos and sin of rotary positions
+IGNORED = -100  # a target that does not count
+LOGITS_AT_ONCE = (2**27, 2**22)  # that the loss holds: on a GPU, and in the caches of a CPU
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +44,10 @@ class ModelConfig:
     """Longest sequence that the model can attend over, in tokens."""
     n_layer: int = 12
     """Number of Transformer blocks."""
-    n_head: int = 12
-    """Number of attention heads; must divide n_embd."""
-    n_embd: int = 768
-    """Width of the residual stream."""
+    n_head: int = 0
+    """Number of attention heads; must divide n_embd; 0 makes them 64 channels wide."""
+    n_embd: int = 0
+    """Width of the residual stream; 0 for 64 n_layer, the proportion of GPT-2 124M."""
     dropout: float = 0.0
     """Probability of zeroing an activation in training, in [0, 1)."""
     tie_embeddings: bool = True
@@ -56,9 +58,9 @@ class ModelConfig:
     """Base of the rotary wavelengths; modern only."""
 
     def __post_init__(self) -> None:
-        sizes, n_head = ("context_length", "n_layer", "n_head", "n_embd"), max(1, self.n_head)
-        rules = {f"{name} must be at least 1": getattr(self, name) >= 1 for name in sizes} | {
-            "vocab_size must be at least 0": self.vocab_size >= 0,
+        least, n_head = {"context_length": 1, "n_layer": 1}, max(1, self.n_head)
+        least |= {"vocab_size": 0, "n_head": 0, "n_embd": 0}  # 0 is filled in later
+        rules = {f"{k} must be at least {n}": getattr(self, k) >= n for k, n in least.items()} | {
             "architecture must be gpt2 or modern": self.architecture in ("gpt2", "modern"),
             "attention must be fused or explicit": self.attention in ("fused", "explicit"),
             "n_head must divide n_embd": self.n_embd % n_head == 0,
@@ -73,6 +75,11 @@ class ModelConfig:
                 named = [field.name for field in fields(self) if field.name in rule]
                 values = ", ".join(f"{name}={getattr(self, name)}" for name in named)
                 raise ValueError(f"{rule}: got {values}")
+
+    def sized(self) -> "ModelConfig":
+        """Fill in the sizes that are 0 and follow from n_layer."""
+        n_embd = self.n_embd or 64 * self.n_layer
+        return replace(self, n_embd=n_embd, n_head=self.n_head or max(1, n_embd // 64))
 
     @property
     def is_modern(self) -> bool:
@@ -89,9 +96,20 @@ class ModelConfig:
         return 32 * math.ceil(8 * self.n_embd / 3 / 32) if self.is_modern else 4 * self.n_embd
 
 
+def product_dtype(x: Tensor) -> torch.dtype:
+    """Type of the matrix products here: autocast's, or the tensor's own."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
 def causal_mask(T: int, S: int, device: torch.device) -> Tensor:
     """(T, S), True where a query may look: the queries are the last T of the S positions."""
     return torch.ones(T, S, dtype=torch.bool, device=device).tril(S - T)
+
+
+def minus_infinity(where: Tensor, like: Tensor) -> Tensor:
+    """-∞ there and 0 elsewhere: adding it costs less than filling, whose gradient is a copy."""
+    return like.new_zeros(where.shape).masked_fill_(where, -math.inf)
 
 
 def attention(
@@ -111,13 +129,13 @@ def attention(
     """
     T, S, D = q_BHTD.shape[-2], k_BHSD.shape[-2], q_BHTD.shape[-1]
     # scores = QKᵀ/√d: how well each query matches each key. Without the root those of long
-    # vectors grow with √d and the softmax saturates (sec. 3.2.1).
-    scores_BHTS = q_BHTD @ k_BHSD.transpose(-2, -1) / math.sqrt(D)
+    # vectors grow with √d and the softmax saturates (sec. 3.2.1). Q has fewer numbers to divide.
+    scores_BHTS = (q_BHTD / math.sqrt(D)) @ k_BHSD.transpose(-2, -1)
     # sᵢⱼ = -∞ where query i must not see key j, so that its weight is exactly 0
     if causal:
-        scores_BHTS = scores_BHTS.masked_fill(~causal_mask(T, S, q_BHTD.device), -math.inf)
+        scores_BHTS = scores_BHTS + minus_infinity(~causal_mask(T, S, q_BHTD.device), q_BHTD)
     if mask is not None:
-        scores_BHTS = scores_BHTS.masked_fill(~mask, -math.inf)
+        scores_BHTS = scores_BHTS + minus_infinity(~mask, q_BHTD)
     # aᵢⱼ = exp(sᵢⱼ) / Σₖ exp(sᵢₖ): each query shares out one unit of attention
     weights_BHTS = F.softmax(scores_BHTS, dim=-1)
     # yᵢ = Σⱼ aᵢⱼ vⱼ: each query takes that mixture of the values
@@ -136,6 +154,10 @@ def fused_attention(
 ) -> Tensor:
     """The same output by one kernel that never stores the weights (Dao et al., 2022)."""
     T, S = q_BHTD.shape[-2], k_BHSD.shape[-2]
+    # On a CPU torch's kernel has a slow gradient in bfloat16, until storing the weights is slower
+    on_cpu = q_BHTD.device.type == "cpu" and q_BHTD.dtype == torch.bfloat16
+    if on_cpu and q_BHTD.requires_grad and S <= 512:
+        return attention(q_BHTD, k_BHSD, v_BHSD, causal=causal, mask=mask, dropout=dropout)[0]
     # torch's is_causal counts positions from the first key, ours from the last: they agree
     # when T = S. A single query, being the last position, sees every key.
     whole = causal and T == S and mask is None
@@ -263,6 +285,37 @@ class Block(nn.Module):
         return x
 
 
+class LinearCrossEntropy(torch.autograd.Function):
+    """Mean of -ln softmax(x Wᵀ)ₜ, with the logits of a few positions at a time in memory.
+
+    The gradient of a chunk is computed beside its loss, while its logits are at hand.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_NC: Tensor, head_VC: Tensor, targets_N: Tensor) -> Tensor:
+        weight_VC, n_targets = head_VC.to(x_NC.dtype), (targets_N != IGNORED).sum()
+        size = max(1, LOGITS_AT_ONCE[x_NC.device.type == "cpu"] // len(head_VC))
+        loss, dx_NC, dhead_VC = head_VC.new_zeros(()), torch.zeros_like(x_NC), head_VC * 0
+        parts = (tensor.split(size) for tensor in (x_NC, targets_N, dx_NC))
+        for x_nC, targets_n, dx_nC in zip(*parts, strict=True):
+            log_p_nV = (x_nC @ weight_VC.T).float().log_softmax(dim=-1)
+            loss += F.nll_loss(log_p_nV, targets_n, ignore_index=IGNORED, reduction="sum")
+            if any(ctx.needs_input_grad):
+                # ∂(-ln softmax(z)ₜ)/∂zᵥ = softmax(z)ᵥ - [v = t]
+                d_nV = log_p_nV.exp()
+                d_nV[torch.arange(len(d_nV)), targets_n.clamp(min=0)] -= 1
+                d_nV = d_nV.masked_fill((targets_n == IGNORED)[:, None], 0).to(x_nC.dtype)
+                dx_nC += d_nV @ weight_VC
+                dhead_VC += d_nV.T @ x_nC
+        ctx.save_for_backward(dx_NC, dhead_VC, n_targets)
+        return loss / n_targets
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        dx_NC, dhead_VC, n_targets = ctx.saved_tensors
+        return dx_NC * (grads[0] / n_targets), dhead_VC * (grads[0] / n_targets), None
+
+
 class GPT(nn.Module):
     """Embed each token, pass the stream through the blocks, and score every possible next token."""
 
@@ -270,7 +323,7 @@ class GPT(nn.Module):
         super().__init__()
         if config.vocab_size == 0:
             raise ValueError("vocab_size must be known before a model is built: got 0")
-        self.config = config
+        self.config = config = config.sized()
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         if not config.is_modern:
             self.wpe = nn.Embedding(config.context_length, config.n_embd)
@@ -288,7 +341,8 @@ class GPT(nn.Module):
         gpt2: N(0, 0.02), and 0.02/√(2 n_layer) in the projections that feed the residual stream
         (Radford et al., 2019, sec. 2.3). modern: block matrices 1/√fan_in (LeCun et al., 1998), and
         those projections 0, so that a block starts as the identity (Zhang et al., 2019, arXiv
-        1901.09321): but not with a tied head, which would then bet on its own input.
+        1901.09321), beside embeddings that it can tell apart: but not with a tied head, which
+        would then bet on its own input.
         """
         identity = self.config.is_modern and not self.config.tie_embeddings
         for name, parameter in self.named_parameters():
@@ -301,6 +355,8 @@ class GPT(nn.Module):
                 std = 0.0 if identity else 0.02 / math.sqrt(2 * self.config.n_layer)
             elif self.config.is_modern and name.startswith("blocks."):
                 std = parameter.shape[1] ** -0.5
+            elif identity and name == "wte.weight":
+                std = 0.3
             nn.init.normal_(parameter, std=std)
 
     def new_cache(self, batch_size: int) -> list[KVCache]:
@@ -326,24 +382,12 @@ class GPT(nn.Module):
         x = self.wte(tokens_BT)
         if not self.config.is_modern:
             x = x + self.wpe(positions_T)
-        x = self.drop(x)
+        x = self.drop(x.to(product_dtype(x)))
         turn = rotation(positions_T, self.config) if self.config.is_modern else None
         for layer, block in enumerate(self.blocks):
             x = block(x, turn, cache[layer] if cache else None)
-        logits_BTV = self.lm_head(self.ln_f(x))
+        x = self.ln_f(x)
         if targets_BT is None:
-            return logits_BTV
-        return F.cross_entropy(logits_BTV.flatten(0, 1).float(), targets_BT.flatten())
-
-
-def count_parameters(config: ModelConfig) -> dict[str, int]:
-    """Parameters by part, and their total, without allocating any; a tied head counts as 0."""
-    with torch.device("meta"):
-        model = GPT(config)
-    counts = {"norms": 0, "embeddings": 0, "attention": 0, "mlp": 0, "head": 0}
-    names = {"norms": ("norm.", "ln_"), "embeddings": ("wte", "wpe"), "attention": ("attn",)}
-    names |= {"mlp": ("mlp",), "head": ("lm_head",)}  # the first that fits: attn.q_norm is a norm
-    for name, parameter in model.named_parameters():
-        part = next(part for part, pieces in names.items() if any(p in name for p in pieces))
-        counts[part] += parameter.numel()
-    return counts | {"total": sum(counts.values())}
+            return self.lm_head(x)
+        x_NC = x.to(product_dtype(x)).flatten(0, 1)
+        return LinearCrossEntropy.apply(x_NC, self.lm_head.weight, targets_BT.flatten())

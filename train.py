@@ -14,18 +14,17 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 import sample
 from data.bigram import bigram_loss
 from data.loader import Batches, DataConfig, Dataset, eval_batches
-from engine import checkpoint, cli, parallel, report
+from engine import checkpoint, cli, parallel, recipe, report
 from engine.evaluate import evaluate
-from engine.metrics import Metrics, flops_per_token, mfu
-from engine.optim import OptimConfig, build_optimizers, check_finite, schedule, set_learning_rates
-from engine.parallel import DeviceName, Precision, StopRequest, World
+from engine.metrics import Metrics, check_finite
+from engine.optim import OptimConfig, Optimizer, build_optimizers, schedule
+from engine.parallel import DeviceName, Precision, Prefetch, StopRequest, World
 from engine.wandb_run import WandbMode, start_wandb
-from model import GPT, ModelConfig, count_parameters
+from model import GPT, ModelConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +37,10 @@ class TrainConfig:
     """Go on from the last checkpoint in out_dir."""
     seed: int = 1337
     """Of the weights, the order of the data, and dropout."""
-    max_steps: int = 1000
-    """Number of optimizer updates."""
-    batch_size: int = 64
-    """Sequences per update, over all devices."""
+    max_steps: int = 0
+    """Number of optimizer updates; 0 for as many as suit the model and the dataset."""
+    batch_size: int = 0
+    """Sequences per update, over all devices; 0 for as many as suit the run."""
     micro_batch_size: int = 0
     """Sequences per pass on one device: fits memory, not the result; 0 for all of its share."""
     eval_every: int = 250
@@ -64,8 +63,9 @@ class TrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
 
     def __post_init__(self) -> None:
-        cli.at_least(1, self, "max_steps", "batch_size", "eval_every")
-        cli.at_least(0, self, "micro_batch_size", "eval_tokens", "samples", "seed")
+        cli.at_least(1, self, "eval_every")
+        cli.at_least(0, self, "max_steps", "batch_size", "micro_batch_size", "seed")
+        cli.at_least(0, self, "eval_tokens", "samples")
 
 
 @dataclass
@@ -101,17 +101,19 @@ def train(config: TrainConfig, world: World, stop: StopRequest) -> None:
     window = {"vocab_size": dataset.vocab_size, "context_length": config.model.context_length}
     window |= {"rank": world.rank, "world_size": world.size}
     train_T = dataset.tokens("train")
-    batches = Batches(train_T, batch_size=config.batch_size, seed=config.seed, **window)
 
     # Model: built the same in every process, then compiled, then replicated
     torch.manual_seed(config.seed)
     model = GPT(config.model).to(world.device)
+    config = recipe.complete(config, model, len(train_T))
     if config.compile:
         model.compile()
     replica = parallel.replicate(model, world)
-    optimizers = build_optimizers(model, config.optim)
+    optimizers = build_optimizers(model, config.optim, getattr(torch, config.precision))
 
     # Where to start
+    batches = Batches(train_T, batch_size=config.batch_size, seed=config.seed, **window)
+    fetch = Prefetch(batches.batch, world.device)
     run = Run(config, world, stop, dataset, window, model, replica, optimizers)
     if config.resume:
         restore(run)
@@ -126,47 +128,46 @@ def train(config: TrainConfig, world: World, stop: StopRequest) -> None:
             if stop.on_any_rank(world):
                 leave(run)
             if not is_last:
-                update(run, batches.batch(step))
+                update(run, fetch.batch(step))
     if world.is_main:
         conclude(run)
 
 
-def update(run: Run, batch: tuple[Tensor, Tensor]) -> None:
+def update(run: Run, batch: tuple[Tensor, ...]) -> None:
     """One optimizer update on this process's share of a batch."""
     started_at, config = time.perf_counter(), run.config
-    set_learning_rates(run.optimizers, schedule(run.step, config.max_steps, config.optim))
+    fraction = schedule(run.step, config.max_steps, config.optim)
     parallel.seed_dropout(config.seed, run.step, run.world)
     loss = accumulate_gradients(run, batch)
-    grad_norm = nn.utils.clip_grad_norm_(run.model.parameters(), config.optim.grad_clip).item()
-    check_finite(run.step, loss=loss, grad_norm=grad_norm)
+    grad_norm = nn.utils.clip_grad_norm_(run.model.parameters(), config.optim.grad_clip)
     for optimizer in run.optimizers:
-        optimizer.step()
-        optimizer.zero_grad()
-    n_tokens, seconds = batch[0].numel() * run.world.size, time.perf_counter() - started_at
-    learning_rate = run.optimizers[0].param_groups[0]["lr"]
-    run.metrics.update(run.step, loss, grad_norm, learning_rate, n_tokens, seconds)
+        optimizer.step(fraction)
+    run.model.zero_grad()
+    run.metrics.flush()  # the update before this one, which the device has finished by now
+    rate, n_tokens = config.optim.learning_rate * fraction, batch[0].numel() * run.world.size
+    seconds = time.perf_counter() - started_at
+    run.metrics.update(run.step, torch.stack((loss, grad_norm)), rate, n_tokens, seconds)
 
 
-def accumulate_gradients(run: Run, batch: tuple[Tensor, Tensor]) -> float:
+def accumulate_gradients(run: Run, batch: tuple[Tensor, ...]) -> Tensor:
     """Add up the gradient of the mean loss over micro-batches; return that loss."""
-    world, size = run.world, run.micro_batch_size
-    tokens_BT, targets_BT = (t.to(world.device, non_blocking=True) for t in batch)
-    pairs = list(zip(tokens_BT.split(size), targets_BT.split(size), strict=True))
-    total = torch.zeros((), device=world.device)
-    for i, (micro_tokens_BT, micro_targets_BT) in enumerate(pairs):
+    world, total = run.world, torch.zeros((), device=run.world.device)
+    pairs = list(zip(*(tensor.split(run.micro_batch_size) for tensor in batch), strict=True))
+    for i, (tokens_BT, targets_BT) in enumerate(pairs):
         parallel.sync_gradients(run.replica, enabled=i == len(pairs) - 1)
-        share = len(micro_tokens_BT) / len(tokens_BT)  # the last one may be smaller
         with world.autocast(run.config.precision):
-            loss = run.replica(micro_tokens_BT, micro_targets_BT) * share
+            loss = run.replica(tokens_BT, targets_BT)
+        loss *= len(tokens_BT) / len(batch[0])  # the last one may be smaller
         loss.backward()
         total += loss.detach()
-    return world.sum(total).item() / world.size
+    return world.sum(total) / world.size
 
 
 def evaluate_and_save(run: Run) -> None:
     """Log the validation loss; save the last checkpoint, which may be the best one too."""
     val_T = run.dataset.tokens("val", run.config.eval_tokens)
-    batches = eval_batches(val_T, batch_size=run.micro_batch_size, **run.window)
+    at_once = max(run.micro_batch_size, 2**14 // run.config.model.context_length)
+    batches = eval_batches(val_T, batch_size=at_once, **run.window)
     val_loss = evaluate(run.model, batches, run.world, run.config.precision, run.stop)
     if val_loss is None:  # asked to stop meanwhile
         return
@@ -202,29 +203,28 @@ def restore(run: Run) -> None:
     checkpoint.check_same("dataset", run.dataset.meta["splits"], state["data"])
     checkpoint.check_steps(state["step"], run.config.max_steps)
     checkpoint.unpack(state, run.model, run.optimizers)
-    run.step, run.best_val_loss = state["step"], state["best_val_loss"]
-    run.elapsed_seconds = state["elapsed_seconds"]
+    run.step, run.elapsed_seconds = state["step"], state["elapsed_seconds"]
+    run.best_val_loss = state["best_val_loss"]
 
 
 def leave(run: Run) -> None:
     """Asked to stop: save, say how to go on, and exit as shells expect."""
+    run.metrics.flush()
     save(run, ["last"] if math.isfinite(run.best_val_loss) else ["last", "best"])
-    resume = f"python train.py {run.config.out_dir}/config.toml --resume"
-    run.metrics.end(f"stopped after step {run.step}, which is saved: {resume}")
+    run.metrics.end(run.step, f"python train.py {run.config.out_dir}/config.toml --resume")
     raise SystemExit(run.stop.exit_code)
 
 
 def open_log(run: Run) -> Metrics:
     """Say what will be trained, put the config into the run's folder, and open its log."""
-    config, world, n_tokens = run.config, run.world, len(run.dataset.tokens("train"))
+    config, world = run.config, run.world
     if not world.is_main:
         return Metrics(None, run.step, config.max_steps)
-    parts = count_parameters(config.model)
-    report.announce(parts, asdict(config), n_tokens, world)
-    recipe = cli.dump_config(replace(config, resume=False))  # to run it again is to repeat it
-    checkpoint.open_folder(config.out_dir, recipe, config.resume)
+    parts = report.announce(run.model, asdict(config), len(run.dataset.tokens("train")), world)
+    again = cli.dump_config(replace(config, resume=False))  # to run it again is to repeat it
+    checkpoint.open_folder(config.out_dir, again, config.resume)
     metrics = Metrics(config.out_dir, run.step, config.max_steps, run.elapsed_seconds)
-    metrics.mfu = mfu(flops_per_token(parts, asdict(config.model)), world.device_name, world.size)
+    metrics.use = report.use_of(world, parts, asdict(config.model))
     metrics.wandb = start_wandb(config.wandb, config.out_dir, asdict(config))
     return metrics
 
@@ -232,8 +232,8 @@ def open_log(run: Run) -> Metrics:
 def conclude(run: Run) -> None:
     """Draw the loss, compare it with a bigram model's, print samples, and say what is next."""
     config, dataset = run.config, run.dataset
-    val_T = dataset.tokens("val", config.eval_tokens)
-    bigram = bigram_loss(dataset.tokens("train"), val_T, dataset.vocab_size)
+    train_T, val_T = dataset.tokens("train"), dataset.tokens("val", config.eval_tokens)
+    bigram = bigram_loss(train_T, val_T, dataset.vocab_size)
     settings = sample.SampleConfig(num_samples=config.samples, seed=config.seed)
     prompt = sample.encode_prompt("", dataset.tokenizer, dataset.documents > 1)
     sample.write_samples(run.model.eval(), dataset.tokenizer, prompt, settings)

@@ -27,6 +27,7 @@ SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2d
 DOWNLOADS = Path("data/downloads")
 NOT_STDLIB = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 BLOCK = 2**20  # bytes read at a time
+BYTE_ORDER_MARK = "\ufeff"  # some editors begin a file with it; elsewhere it is a character
 
 
 class NotTextError(ValueError):
@@ -142,9 +143,10 @@ def read_blocks(path: Path) -> Iterator[str]:
             if 0 in block:
                 raise NotTextError(path, offset + block.index(0))
             try:
-                yield decoder.decode(block, final=not block)
+                text = decoder.decode(block, final=not block)
             except UnicodeDecodeError as error:
                 raise NotTextError(path, offset - undecoded + error.start) from None
+            yield text if offset else text.removeprefix(BYTE_ORDER_MARK)
             offset += len(block)
 
 

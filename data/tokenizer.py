@@ -13,6 +13,9 @@ import tiktoken
 # GPT-2's pattern as tiktoken writes it, with possessive quantifiers: it matches the same, but the
 # original form makes the regex engine give up on a million spaces.
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+# The same again, but all that needs no backtracking in one group, which tiktoken's engine hands
+# whole to a finite automaton: the encoding of a text takes little more than half the time.
+FAST_PATTERN = r"(?:'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+)|\s++$|\s+(?!\S)|\s"
 N_BYTES = 256
 END_OF_TEXT = "<|endoftext|>"  # how the end-of-text token is shown; text that says so is just text
 PIECE = 500_000  # characters; tiktoken fails on a run of a million spaces before a letter
@@ -78,11 +81,7 @@ class CharTokenizer(Tokenizer):
 
     def state(self) -> dict[str, Any]:
         with_end_of_text = self.end_of_text is not None
-        return {
-            "kind": "char",
-            "characters": self.characters,
-            "with_end_of_text": with_end_of_text,
-        }
+        return {"kind": "char", "characters": self.characters, "with_end_of_text": with_end_of_text}
 
 
 class ByteTokenizer(Tokenizer):
@@ -114,7 +113,7 @@ class BPETokenizer(Tokenizer):
         self.end_of_text, self.vocab_size = len(ranks), len(ranks) + 1
         self._encoding = tiktoken.Encoding(
             kind,
-            pat_str=pattern,
+            pat_str=FAST_PATTERN if pattern == GPT2_PATTERN else pattern,
             mergeable_ranks=ranks,
             special_tokens={END_OF_TEXT: self.end_of_text},
             explicit_n_vocab=self.vocab_size,
@@ -189,7 +188,11 @@ def cut(text: str, longest: int = PIECE) -> list[str]:
 
 def well_formed(text: str) -> str:
     """Return `text` with U+FFFD for lone surrogates, which no UTF-8 can hold."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
 def _code_points(text: str) -> np.ndarray:

@@ -19,7 +19,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim import Optimizer
+
+from engine.optim import Optimizer
 
 FORMAT = 1  # raise this when the meaning of a field changes
 RECORD = "checkpoints.json"
@@ -74,7 +75,7 @@ def pack(model: nn.Module, optimizers: list[Optimizer]) -> dict[str, Any]:
     """The part of a checkpoint that is weights and what the optimizers know of them."""
     return {
         "model": model.state_dict(),
-        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+        "optimizers": [optimizer.state for optimizer in optimizers],
     }
 
 
@@ -83,12 +84,15 @@ def unpack(state: dict[str, Any], model: nn.Module, optimizers: list[Optimizer])
 
     So a lower learning rate takes effect. Raises ValueError if another optimizer was saved.
     """
-    if len(optimizers) != len(state["optimizers"]):
+    if [optimizer.state.keys() for optimizer in optimizers] != [
+        saved.keys() for saved in state["optimizers"]
+    ]:
         raise ValueError("a run goes on with its own optimizer: optim.name has changed")
     model.load_state_dict(state["model"])
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-        settings = optimizer.state_dict()["param_groups"]
-        optimizer.load_state_dict({**saved, "param_groups": settings})
+        for name, tensors in optimizer.state.items():
+            for tensor, saved_tensor in zip(tensors, saved[name], strict=True):
+                tensor.copy_(saved_tensor)
 
 
 def check_same(what: str, asked: dict[str, Any], saved: dict[str, Any]) -> None:

@@ -1,31 +1,43 @@
-"""Which parameter gets which optimizer, and the learning rate at each step."""
+"""Which parameter gets which optimizer, what an update is, and the learning rate at each step.
+
+Torch's own optimizer classes import its compiler: a second at the start of every run.
+"""
 
 import math
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Literal
 
-from torch import nn
-from torch.optim import AdamW, Muon, Optimizer
+import torch
+from torch import Tensor, nn
+from torch.optim.adamw import adamw
 
 from engine.cli import at_least
+from engine.muon import Group, Muon
+
+# Best of the runs in docs/recipe.md at the batch that engine/recipe.py plans
+RATES = {"learning_rate": 3e-3, "muon_learning_rate": 0.02, "embedding_learning_rate": 0.03}
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """Optimizer and schedule."""
+    """Optimizer and schedule. A rate of 0 is the recipe's, which depends on the batch size."""
 
     name: Literal["adamw", "muon"] = "adamw"
     """adamw for every parameter, or muon for the block matrices and adamw for the rest."""
-    learning_rate: float = 6e-4
-    """Peak AdamW learning rate."""
-    muon_learning_rate: float = 0.02
+    learning_rate: float = 0.0
+    """Peak AdamW learning rate; beside muon only the output head's."""
+    muon_learning_rate: float = 0.0
     """Peak Muon learning rate; it does not depend on the model's width."""
+    embedding_learning_rate: float = 0.0
+    """Peak AdamW learning rate of embeddings and norms beside muon."""
     weight_decay: float = 0.1
     """Decay of the matrices under AdamW, per unit of learning rate; vectors never decay."""
     muon_weight_decay: float = 0.1
     """Decay of the block matrices under Muon, per unit of learning rate."""
     betas: tuple[float, float] = (0.9, 0.95)
     """AdamW's decay rates of the mean and of the square of the gradient."""
+    muon_momentum: float = 0.9
+    """Muon's decay rate of the mean of the gradient."""
     grad_clip: float = 1.0
     """Largest global gradient norm; inf to never clip."""
     warmup_steps: int = 100
@@ -38,44 +50,87 @@ class OptimConfig:
     """The fall ends at this fraction of the peak."""
 
     def __post_init__(self) -> None:
-        for name in ("learning_rate", "muon_learning_rate", "grad_clip"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive: got {getattr(self, name)}")
-        at_least(0, self, "weight_decay", "muon_weight_decay", "warmup_steps")
+        if not self.grad_clip > 0:
+            raise ValueError(f"grad_clip must be positive: got {self.grad_clip}")
+        at_least(0, self, *RATES, "weight_decay", "muon_weight_decay", "warmup_steps")
         for name in ("decay_fraction", "final_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1]: got {getattr(self, name)}")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas must be in [0, 1): got {self.betas}")
+        if not all(0 <= beta < 1 for beta in (*self.betas, self.muon_momentum)):
+            got = f"{self.betas}, muon_momentum={self.muon_momentum}"
+            raise ValueError(f"betas and muon_momentum must be in [0, 1): got betas={got}")
+
+    def with_rates(self, scale: float) -> "OptimConfig":
+        """Fill in the learning rates that are 0: the recipe's, times `scale`."""
+        return replace(self, **{n: scale * r for n, r in RATES.items() if not getattr(self, n)})
 
 
-def build_optimizers(model: nn.Module, config: OptimConfig) -> list[Optimizer]:
+class AdamW:
+    """Adam with decoupled weight decay (Loshchilov & Hutter, 2019, alg. 2), a kernel per group."""
+
+    def __init__(self, groups: list[Group], betas: tuple[float, float]) -> None:
+        self.groups, self.betas = [group for group in groups if group.parameters], betas
+        self.state = {  # the mean and mean square of the gradient, and the number of updates
+            name: (torch.zeros_like(p), torch.zeros_like(p), torch.zeros((), device=p.device))
+            for group in self.groups
+            for name, p in group.parameters.items()
+        }
+
+    @torch.no_grad()
+    def step(self, fraction: float) -> None:
+        """Update the parameters at this fraction of their peak learning rates."""
+        for group in self.groups:
+            parameters = list(group.parameters.values())
+            state = (self.state[name] for name in group.parameters)
+            means, squares, counts = (list(part) for part in zip(*state, strict=True))
+            adamw(
+                parameters,
+                group.gradients(),
+                means,
+                squares,
+                max_exp_avg_sqs=[],
+                state_steps=counts,
+                fused=parameters[0].device.type in ("cpu", "cuda"),
+                amsgrad=False,
+                maximize=False,
+                beta1=self.betas[0],
+                beta2=self.betas[1],
+                lr=group.learning_rate * fraction,
+                weight_decay=group.weight_decay,
+                eps=1e-10,
+            )
+
+
+Optimizer = AdamW | Muon
+
+
+def build_optimizers(
+    model: nn.Module, config: OptimConfig, dtype: torch.dtype = torch.float32
+) -> list[Optimizer]:
     """AdamW for all parameters, or Muon for the matrices of the blocks and AdamW for the rest.
 
-    Muon (Jordan et al., 2024, kellerjordan.github.io/posts/muon) steps along the nearest
-    orthogonal matrix of the momentum. Embeddings and head stay with AdamW: a row of theirs
-    belongs to one token, and there is no direction between tokens to equalise.
+    Embeddings and head stay with AdamW: a row of theirs belongs to one token, and there is no
+    direction between tokens to equalise. `dtype` is that of Muon's matrix products.
     """
-    named = list(model.named_parameters())
-    by_muon = [
-        p for n, p in named if config.name == "muon" and p.ndim == 2 and n.startswith("blocks.")
-    ]
-    taken = {id(p) for p in by_muon}
-    rest = [p for _, p in named if id(p) not in taken]
+    named: dict[str, Tensor] = dict(model.named_parameters())
+    vectors = {name: p for name, p in named.items() if p.ndim < 2}
+    blocks = {n: p for n, p in named.items() if p.ndim == 2 and n.startswith("blocks.")}
+    rest = {n: p for n, p in named.items() if n not in vectors | blocks}
+    if config.name == "adamw":
+        groups = [
+            Group(blocks | rest, config.learning_rate, config.weight_decay),
+            Group(vectors, config.learning_rate, 0.0),
+        ]
+        return [AdamW(groups, config.betas)]
+    head = {name: p for name, p in rest.items() if name.startswith("lm_head")}
+    embeddings = {name: p for name, p in rest.items() if name not in head}
     groups = [
-        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
+        Group(head, config.learning_rate, config.weight_decay),
+        Group(embeddings, config.embedding_learning_rate, config.weight_decay),
+        Group(vectors, config.embedding_learning_rate, 0.0),
     ]
-    fused = all(p.device.type in ("cpu", "cuda") for p in rest)
-    optimizers: list[Optimizer] = [
-        AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=fused)
-    ]
-    if by_muon:
-        decay = config.muon_weight_decay
-        optimizers.append(Muon(by_muon, lr=config.muon_learning_rate, weight_decay=decay))
-    for group in all_groups(optimizers):
-        group["peak_lr"] = group["lr"]
-    return optimizers
+    muon = Group(blocks, config.muon_learning_rate, config.muon_weight_decay)
+    return [AdamW(groups, config.betas), Muon(muon, config.muon_momentum, dtype)]
 
 
 def schedule(step: int, max_steps: int, config: OptimConfig) -> float:
@@ -89,22 +144,3 @@ def schedule(step: int, max_steps: int, config: OptimConfig) -> float:
     progress = max(0.0, 1 - (max_steps - step) / fall_steps)
     height = 1 - progress if config.decay == "linear" else (1 + math.cos(math.pi * progress)) / 2
     return config.final_fraction + (1 - config.final_fraction) * height
-
-
-def set_learning_rates(optimizers: list[Optimizer], fraction: float) -> None:
-    for group in all_groups(optimizers):
-        group["lr"] = group["peak_lr"] * fraction
-
-
-def all_groups(optimizers: list[Optimizer]) -> list[dict[str, Any]]:
-    return [group for optimizer in optimizers for group in optimizer.param_groups]
-
-
-def check_finite(step: int, **numbers: float) -> None:
-    """Raise ArithmeticError, before weights are touched or saved, if a number is not finite."""
-    if not all(map(math.isfinite, numbers.values())):
-        shown = ", ".join(f"{name}={number}" for name, number in numbers.items())
-        raise ArithmeticError(
-            f"after step {step} a number is not finite ({shown}), so training stopped: lower the "
-            "learning rate, then go on from the last checkpoint, if there is one, with --resume"
-        )

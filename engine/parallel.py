@@ -3,7 +3,8 @@
 import gc
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -42,6 +43,12 @@ class World:
         values = values.to(self.device, copy=True)
         dist.all_reduce(values)
         return values
+
+    def peak_memory(self) -> dict[str, float]:
+        """Most bytes that tensors took on a GPU so far; empty elsewhere, where nobody counts."""
+        if self.device.type != "cuda":
+            return {}
+        return {"peak_memory_bytes": torch.cuda.max_memory_allocated(self.device)}
 
     def precision(self, asked: Precision) -> Precision:
         """Type of the matrix products: `auto` is bfloat16 where the hardware multiplies it."""
@@ -107,6 +114,25 @@ def sync_gradients(model: nn.Module, enabled: bool) -> None:
     """Say whether the next forward and backward pass averages gradients over the processes."""
     if isinstance(model, nn.parallel.DistributedDataParallel):
         model.require_backward_grad_sync = enabled
+
+
+class Prefetch:
+    """Makes a batch in a thread, and copies it to the device, while that works on the last one."""
+
+    def __init__(self, make: Callable[[int], tuple[torch.Tensor, ...]], device: torch.device):
+        self.make, self.device, self.thread = make, device, ThreadPoolExecutor(1)
+        self.ready: dict[int, Future[tuple[torch.Tensor, ...]]] = {}
+
+    def batch(self, step: int) -> tuple[torch.Tensor, ...]:
+        """Return the batch of a step, on the device, and begin with that of the next one."""
+        steps = (step, step + 1)
+        self.ready = {s: self.ready.get(s) or self.thread.submit(self._make, s) for s in steps}
+        return tuple(t.to(self.device, non_blocking=True) for t in self.ready[step].result())
+
+    def _make(self, step: int) -> tuple[torch.Tensor, ...]:
+        tensors = self.make(step)
+        # only memory that cannot be paged out is copied without waiting
+        return tuple(t.pin_memory() for t in tensors) if self.device.type == "cuda" else tensors
 
 
 def mix_seed(*numbers: int) -> int:

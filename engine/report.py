@@ -4,16 +4,41 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from engine.metrics import read
+from torch import nn
+
+from engine.metrics import flops_per_token, mfu, read
 from engine.parallel import World
 
 
-def announce(parts: dict[str, int], config: dict[str, Any], n_tokens: int, world: World) -> None:
-    """Print the sizes of the model and the run, the run in epochs of so many tokens too."""
+def count_parameters(model: nn.Module) -> dict[str, int]:
+    """Parameters by part, and their total; a tied head counts as 0."""
+    counts = {"norms": 0, "embeddings": 0, "attention": 0, "mlp": 0, "head": 0}
+    names = {"norms": ("norm.", "ln_"), "embeddings": ("wte", "wpe"), "attention": ("attn",)}
+    names |= {"mlp": ("mlp",), "head": ("lm_head",)}  # the first that fits: attn.q_norm is a norm
+    for name, parameter in model.named_parameters():
+        part = next(part for part, pieces in names.items() if any(p in name for p in pieces))
+        counts[part] += parameter.numel()
+    return counts | {"total": sum(counts.values())}
+
+
+def announce(
+    model: nn.Module, config: dict[str, Any], n_tokens: int, world: World
+) -> dict[str, int]:
+    """Print the sizes of the model and of the run, which is in epochs too; return the model's."""
+    parts = count_parameters(model)
     steps, per_step = config["max_steps"], config["batch_size"] * config["model"]["context_length"]
     print("parameters:", ", ".join(f"{number:,} {part}" for part, number in parts.items()))
     print(f"run: {steps:,} steps of {per_step:,} tokens, {steps * per_step / n_tokens:.2f} epochs")
     print(f"device: {world.size} x {world.device_name}, {config['precision']}", flush=True)
+    return parts
+
+
+def use_of(
+    world: World, parts: dict[str, int], model: dict[str, int]
+) -> Callable[[float], dict[str, float]]:
+    """How a run uses its devices, given its tokens per second: MFU and memory, where known."""
+    of_peak = mfu(flops_per_token(parts, model), world.device_name, world.size)
+    return lambda tokens_per_second: of_peak(tokens_per_second) | world.peak_memory()
 
 
 def plot_loss(out_dir: Path, levels: dict[str, float]) -> None:

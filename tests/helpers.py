@@ -128,7 +128,7 @@ def outcome(out_dir: Path) -> dict[str, Any]:
     for name in ("last", "best"):
         state = checkpoint.load(out_dir, name)
         result[name] = {key: _plain(state[key]) for key in ("step", "best_val_loss", "model")}
-        result[name]["optimizers"] = [_plain(saved["state"]) for saved in state["optimizers"]]
+        result[name]["optimizers"] = _plain(state["optimizers"])
     return result
 
 
@@ -146,7 +146,7 @@ def losses(out_dir: Path) -> list[float]:
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     if isinstance(value, Tensor):
         return hashlib.sha256(value.contiguous().numpy().tobytes()).hexdigest()

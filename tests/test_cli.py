@@ -321,7 +321,7 @@ def test_help_lists_every_field_with_its_docstring():
     said = script("from engine import cli; import train; cli.run(train.main)", "--help")
     assert said.returncode == 0
     assert "--model.n_layer" in said.stdout
-    assert "Number of optimizer updates." in said.stdout
+    assert "Number of optimizer updates;" in said.stdout
 
 
 def test_a_reader_that_closes_the_pipe_early_ends_a_script_quietly():

@@ -1,5 +1,6 @@
 """python -m data.prepare: what it writes, what it refuses, and that it is whole or not there."""
 
+import codecs
 import errno
 import gzip
 import json
@@ -10,6 +11,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -18,12 +20,12 @@ import pytest
 import requests
 
 import data.writer
-from data.encode import map_in_order
+from data.encode import Encoded, encode_all, map_in_order
 from data.loader import Dataset
 from data.prepare import PrepareConfig, main, prepare, training_sample
 from data.sources import Corpus, stdlib
-from data.split import Scan
-from data.tokenizer import cut
+from data.split import Part, Scan
+from data.tokenizer import ByteTokenizer, Tokenizer, cut
 from engine.cli import run
 
 REPOSITORY = Path(__file__).parents[1]
@@ -178,6 +180,15 @@ def test_a_file_in_blocks_has_the_pieces_of_the_whole(tmp_path: Path, monkeypatc
     assert "".join(pieces) == text
     assert len(pieces) > 50
     assert all(piece[0] == " " and piece[1] != " " for piece in pieces[1:])
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path):
+    mark, line = codecs.BOM_UTF8, json.dumps({"text": "hello"}).encode()
+    (tmp_path / "a.txt").write_bytes(mark + b"hello")
+    (tmp_path / "b.jsonl").write_bytes(mark + line)
+    (tmp_path / "c.txt").write_bytes(b"hello" + mark)  # elsewhere it is a character
+    documents = ["".join(pieces) for pieces in Corpus.find([str(tmp_path)]).documents()]
+    assert documents == ["hello", "hello", "hello\ufeff"]
 
 
 def test_the_standard_library_comes_without_tests_and_in_one_order():
@@ -339,6 +350,23 @@ def test_mapping_on_threads_keeps_the_order_and_reads_only_a_little_ahead():
     results = map_in_order(lambda i: time.sleep(0.001 * (i % 3)) or i, items)
     assert [next(results) for _ in range(100)] == list(range(100))
     assert len(read) <= 100 + 2 * (os.cpu_count() or 1)
+
+
+def test_each_thread_encodes_with_a_tokenizer_of_its_own(monkeypatch):
+    seen: set[tuple[int, int]] = set()
+
+    def spy(parts: list[Part], tokenizer: Tokenizer, separate: bool) -> list[Encoded]:
+        seen.add((threading.get_ident(), id(tokenizer)))
+        time.sleep(0.005)  # so that no thread does all the work
+        return []
+
+    monkeypatch.setattr("os.cpu_count", lambda: 3)
+    monkeypatch.setattr("data.encode.BATCH", 1)
+    monkeypatch.setattr("data.encode.encode_batch", spy)
+    parts = [Part("train", "text", starts_document=True)] * 30
+    assert list(encode_all(parts, ByteTokenizer(), separate=False)) == []
+    assert [len(set(column)) for column in zip(*seen, strict=True)] == [3, 3]
+    assert len(seen) == 3
 
 
 def test_a_sample_for_bpe_is_bounded_and_taken_from_all_of_the_training_text(

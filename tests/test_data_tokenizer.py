@@ -134,6 +134,23 @@ def test_gpt2s_ranks_and_ids_are_tiktokens_own():
 
 
 @pytest.mark.usefixtures("gpt2_cache")
+def test_the_fast_pattern_gives_tiktokens_own_ids_of_any_characters():
+    oracle = tiktoken.get_encoding("gpt2")
+    tokenizer = BPETokenizer(gpt2_ranks(), kind="gpt2")
+    rng = random.Random(0)
+    separators = " \t\n\r\x0b\x1c\x85\u00a0\u1680\u2009\u2028\u200b\u3000\ufeff"
+    alphabets = [
+        "'strevmld SDx \n",
+        "aé日ⅷ9²٣._-'" + separators,
+        separators,
+        "".join(chr(c) for c in range(0x20000) if not 0xD800 <= c < 0xE000),
+    ]
+    for _ in range(20_000):
+        text = "".join(rng.choices(rng.choice(alphabets), k=rng.randrange(1, 40)))
+        assert tokenizer.encode(text) == oracle.encode_ordinary(text)
+
+
+@pytest.mark.usefixtures("gpt2_cache")
 def test_gpt2_gives_nanogpts_published_counts_of_shakespeare(shakespeare: Path):
     tokenizer = BPETokenizer(gpt2_ranks(), kind="gpt2")
     text = shakespeare.read_text("utf-8")

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 import model as model_file
-from model import GPT, KVCache, ModelConfig, count_parameters
+from engine.report import count_parameters
+from model import GPT, KVCache, ModelConfig
 
 SMALL = ModelConfig(vocab_size=31, context_length=12, n_layer=2, n_head=2, n_embd=16)
 
@@ -45,6 +46,11 @@ def random_tokens(config: ModelConfig, B: int = 2, T: int | None = None) -> Tens
     return torch.randint(config.vocab_size, (B, T or config.context_length))
 
 
+def count(config: ModelConfig) -> dict[str, int]:
+    with torch.device("meta"):
+        return count_parameters(GPT(config))
+
+
 # --- Configs --------------------------------------------------------------------------------------
 
 
@@ -53,8 +59,8 @@ def random_tokens(config: ModelConfig, B: int = 2, T: int | None = None) -> Tens
     [
         ({"n_head": 3}, "n_head must divide n_embd: got n_head=3, n_embd=16"),
         ({"n_layer": 0}, "n_layer must be at least 1: got n_layer=0"),
-        ({"n_head": 0}, "n_head must be at least 1: got n_head=0"),
-        ({"n_embd": 0}, "n_embd must be at least 1: got n_embd=0"),
+        ({"n_head": -1}, "n_head must be at least 0: got n_head=-1"),
+        ({"n_embd": -8}, "n_embd must be at least 0: got n_embd=-8"),
         ({"context_length": 0}, "context_length must be at least 1: got context_length=0"),
         ({"vocab_size": -1}, "vocab_size must be at least 0: got vocab_size=-1"),
         ({"architecture": "llama"}, "must be gpt2 or modern: got architecture=llama"),
@@ -97,11 +103,11 @@ def test_a_model_is_not_built_before_its_vocabulary_is_known():
 )
 def test_each_published_gpt2_has_its_published_number_of_parameters(n_layer, n_head, n_embd, total):
     config = ModelConfig(n_layer=n_layer, n_head=n_head, n_embd=n_embd)
-    assert count_parameters(config)["total"] == total
+    assert count(config)["total"] == total
 
 
 def test_the_default_config_is_gpt2_124m():
-    assert count_parameters(ModelConfig())["total"] == 124_439_808
+    assert count(ModelConfig())["total"] == 124_439_808
 
 
 # Brown et al., 2020, table 2.1
@@ -109,12 +115,12 @@ GPT3 = ModelConfig(n_layer=96, n_head=96, n_embd=12288, context_length=2048)
 
 
 def test_gpt3_has_174_604_259_328_parameters():
-    assert count_parameters(GPT3)["total"] == 174_604_259_328
+    assert count(GPT3)["total"] == 174_604_259_328
 
 
 def test_gpt3s_attention_holds_a_third_of_it_as_3blue1brown_counts():
     # "Attention in transformers, step-by-step" (2024) counts matrices alone, without biases
-    attention = count_parameters(replace(GPT3, architecture="modern"))["attention"]
+    attention = count(replace(GPT3, architecture="modern"))["attention"]
     assert attention == 57_982_058_496
     assert attention / 175e9 == pytest.approx(0.331, abs=5e-4)
     per_layer = attention // 96
@@ -148,7 +154,7 @@ def test_the_counts_of_the_parts_are_those_by_hand_and_sum_to_the_built_model(
     architecture, tie_embeddings
 ):
     config = small(architecture=architecture, tie_embeddings=tie_embeddings)
-    counts = count_parameters(config)
+    counts = count(config)
     expected = COUNTS[architecture] | ({"head": 0} if tie_embeddings else {})
     assert counts == expected | {"total": sum(expected.values())}
     assert counts["total"] == sum(parameter.numel() for parameter in GPT(config).parameters())

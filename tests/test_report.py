@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from torch import device
+from torch import device, nn
 
 from engine import report
 from engine.parallel import World
@@ -53,11 +53,18 @@ def test_both_losses_are_drawn_at_their_steps_and_the_bigram_models_as_a_line(
 
 def test_a_run_is_announced_in_tokens_and_epochs(capsys: pytest.CaptureFixture[str]):
     config = {"max_steps": 2000, "batch_size": 12, "model": {"context_length": 64}}
-    parts = {"mlp": 1200, "total": 1200}
-    world = World(device("cpu"))
-    report.announce(parts, config | {"precision": "float32"}, n_tokens=1_000_000, world=world)
+    model, world = nn.ModuleDict({"mlp": nn.Linear(40, 30, bias=False)}), World(device("cpu"))
+    parts = report.announce(model, config | {"precision": "float32"}, 1_000_000, world)
+    assert parts == {
+        "norms": 0,
+        "embeddings": 0,
+        "attention": 0,
+        "mlp": 1200,
+        "head": 0,
+        "total": 1200,
+    }
     assert capsys.readouterr().out.splitlines() == [
-        "parameters: 1,200 mlp, 1,200 total",
+        "parameters: 0 norms, 0 embeddings, 0 attention, 1,200 mlp, 0 head, 1,200 total",
         "run: 2,000 steps of 768 tokens, 1.54 epochs",
         "device: 1 x cpu, float32",
     ]

@@ -450,13 +450,13 @@ def test_a_run_killed_at_twenty_random_moments_and_resumed_ends_as_undisturbed(
 # --- What goes wrong ------------------------------------------------------------------------------
 
 
-def test_a_diverging_run_stops_before_the_update_and_goes_on_from_its_last_good_checkpoint(
+def test_a_diverging_run_saves_nothing_and_goes_on_from_its_last_good_checkpoint(
     tiny: Path, undisturbed: Path, tmp_path: Path, signals: Callable[..., None]
 ):
     signals("update", 4, signal.SIGTERM)
     stopped_here(tiny, tmp_path / "run")
     before = checkpoint.load(tmp_path / "run", "last")["model"]
-    with pytest.raises(ArithmeticError, match=r"after step 6 a number is not finite \(loss=.*nan"):
+    with pytest.raises(ArithmeticError, match=r"after step 6 a number is not finite"):
         train_here(tiny, tmp_path / "run", "--resume", "--optim.learning_rate=1e30")
     after = checkpoint.load(tmp_path / "run", "last")["model"]
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -478,25 +478,20 @@ def test_a_validation_loss_that_is_not_finite_is_neither_logged_nor_saved(
     assert "NaN" not in (tmp_path / "run/metrics.jsonl").read_text()
 
 
-def test_a_gradient_that_is_not_finite_leaves_the_weights_alone(
+def test_a_gradient_that_is_not_finite_stops_the_run_before_anything_is_saved(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    seen: list[train.Run] = []
-
-    def poisoned(run: train.Run, batch: Any) -> float:
+    def poisoned(run: train.Run, batch: Any) -> torch.Tensor:
         loss = accumulate_gradients(run, batch)
-        if run.step == 2:
-            seen.append(run)
-            weights.extend(parameter.detach().clone() for parameter in run.model.parameters())
+        if run.step == 7:  # step 8 saves
             next(run.model.parameters()).grad.view(-1)[0] = math.inf  # type: ignore[union-attr]
         return loss
 
-    weights: list[torch.Tensor] = []
     accumulate_gradients = train.accumulate_gradients
     monkeypatch.setattr(train, "accumulate_gradients", poisoned)
-    with pytest.raises(ArithmeticError, match=r"after step 2 .* grad_norm=inf"):
+    with pytest.raises(ArithmeticError, match="a number is not finite"):
         train_here(tiny, tmp_path / "run")
-    assert all(map(torch.equal, weights, seen[0].model.parameters()))
+    assert checkpoint.load(tmp_path / "run", "last")["step"] == 4
 
 
 def test_a_disk_that_fills_up_leaves_the_checkpoint_before_to_go_on_from(
@@ -548,7 +543,7 @@ def refusal(
         (["--resume"], "holds no checkpoint: train one with `python train.py CONFIG"),
         (["--max_step=3"], "Unrecognized options: --max_step=3; perhaps you meant --max_steps"),
         (["--max_steps=ten"], "invalid literal for int() with base 10: 'ten'"),
-        (["--max_steps=0"], "max_steps must be at least 1: got 0"),
+        (["--max_steps=-1"], "max_steps must be at least 0: got -1"),
         (["--eval_every=0"], "eval_every must be at least 1: got 0"),
         (["--seed=-1"], "seed must be at least 0: got -1"),
         (["--optim.name=sgd"], "Expected one of ('adamw', 'muon')"),
