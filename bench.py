@@ -2,6 +2,8 @@
 
     python bench.py train config/quickstart.toml         # tokens/s, step time, memory, MFU
     python bench.py race --nanogpt=PATH --text=FILE      # the same text against nanoGPT's code
+    python bench.py whole config/quickstart.toml         # a whole run: its seconds and its loss
+    python bench.py ablate                               # what each choice of the recipe is worth
     python bench.py prepare                              # MB/s of each tokenizer
     python bench.py gpu --nanogpt=PATH --text=FOLDER     # all that needs a GPU, in ten minutes
     python bench.py table                                # the recorded results as markdown
@@ -18,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import gpu, machine, preparation, race, table, training
+from benchmarks import ablation, gpu, machine, preparation, race, table, training, whole
 from benchmarks.table import RESULTS, Tables
 from engine import cli
 
@@ -44,6 +46,16 @@ class Race(race.RaceBench, Output):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Whole(whole.WholeBench, Output):
+    """Measure whole runs of a config: seconds and loss."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ablate(ablation.AblateBench, Output):
+    """Measure the loss without each choice of the recipe, at equal time."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Prepare(preparation.PrepareBench, Output):
     """Measure data.prepare with every tokenizer."""
 
@@ -64,6 +76,8 @@ class Table:
 MEASUREMENTS: dict[str, tuple[type[Output], Callable[[Any], Tables]]] = {
     "train": (Train, training.measure),
     "race": (Race, race.measure),
+    "whole": (Whole, whole.measure),
+    "ablate": (Ablate, ablation.measure),
     "prepare": (Prepare, preparation.measure),
     "gpu": (Gpu, gpu.measure),
 }

@@ -12,11 +12,17 @@ from benchmarks.nanogpt import STOCK, Checkout
 from benchmarks.ours import SETTLING_STEPS
 from benchmarks.runs import is_reached, temporary_folder
 from benchmarks.session import SEED, GpuBench, Session, Speed
-from benchmarks.sizes import FULL, TINY
+from benchmarks.sizes import FULL, TINY, flags
 from benchmarks.table import Row, Tables, Value, cell
 from benchmarks.verdict import THEM, US, Entry, judge
 from data.sources import Corpus
 
+RECIPE = flags(  # what config/modern.toml adds to GPT-2's sizes
+    "--model.architecture=modern --model.tie_embeddings=False --optim.name=muon "
+    "--optim.learning_rate=0 --optim.weight_decay=0 --optim.muon_weight_decay=0 "
+    "--optim.grad_clip=inf --optim.warmup_steps=10 --optim.decay=linear "
+    "--optim.decay_fraction=0.6 --optim.final_fraction=0"
+)
 PLANNED = 0.75  # of a part's time; the rest is for what was not foreseen
 
 
@@ -63,8 +69,8 @@ def race_to_target(session: Session) -> None:
     path = config.shakespeare or Corpus.find(["shakespeare"]).files[0]
     data = race.prepare_both(session.checkout, race.read_text(path), folder / "shakespeare")
     target = config.target
-    flags = (f"--data.path={data}", *session.sizes.race)
-    own = ours.train(config.race_config, folder / "race", *flags, limit_seconds=session.left())
+    given = (f"--data.path={data}", *session.sizes.race)
+    own = ours.train(config.race_config, folder / "race", *given, limit_seconds=session.left())
     entry = Entry(US, SEED, own.finished, own.out_dir, {})
     judge([entry], data, session.checkout)
     loss, seconds = entry.result["loss"], own.finished.seconds
@@ -99,8 +105,7 @@ def race_to_their_loss(session: Session) -> None:
     steps = session.speeds[THEM].steps_within(halves)
     theirs = session.train_theirs("their_loss", steps, "--always_save_checkpoint=True")
     steps = session.speeds["modern"].steps_within(theirs.seconds / 2 * race.SAFETY)
-    flags = ("--model.architecture=modern", f"--optim.warmup_steps={steps // 10}")
-    own = session.train("our_loss", *flags, *training.few_steps(steps))
+    own = session.train("our_loss", *RECIPE, *training.few_steps(steps))
     entries = [
         Entry(US, 0, own.finished, own.out_dir, {}),
         Entry(THEM, 0, theirs, session.folder / "their_loss/ckpt.pt", {}),

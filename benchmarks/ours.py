@@ -22,6 +22,10 @@ class Trained:
     finished: Finished
     updates: list[dict[str, float]]
     """The lines of metrics.jsonl that are updates."""
+    val_loss: float
+    """Of the last evaluation, on the whole validation split."""
+    bits_per_byte: float
+    """The same."""
 
     @property
     def step_seconds(self) -> list[float]:
@@ -58,7 +62,9 @@ def train(config: Path, out_dir: Path, *flags: str, **how: Any) -> Trained:
     command = python("train.py", config.resolve(), f"--out_dir={out_dir}", "--samples=0", *flags)
     finished = run(command, **how)
     lines = metrics.read(out_dir / "metrics.jsonl")
-    return Trained(out_dir, finished, [line for line in lines if "train_loss" in line])
+    updates = [line for line in lines if "train_loss" in line]
+    last = [line for line in lines if "val_loss" in line][-1]
+    return Trained(out_dir, finished, updates, last["val_loss"], last["val_bits_per_byte"])
 
 
 def prepare(text: Path, tokenizer: str, out: Path, *flags: str, **how: Any) -> Finished:

@@ -1,8 +1,10 @@
 """One process or many: find the device, replicate the model, add up numbers, stop together."""
 
+import ctypes
 import gc
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,6 +19,7 @@ from torch import nn
 
 DeviceName = Literal["auto", "cuda", "mps", "cpu"]
 Precision = Literal["auto", "float32", "bfloat16"]
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # names of settings in glibc's malloc.h
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class World:
 @contextmanager
 def world(device: DeviceName) -> Iterator[World]:
     """Join the process group if torchrun started us, and leave it at the end."""
+    keep_freed_memory()
     kind = find_device(device)
     if "RANK" not in os.environ:
         yield World(torch.device(kind))
@@ -78,6 +82,16 @@ def world(device: DeviceName) -> Iterator[World]:
     finally:
         gc.collect()  # gloo aborts at exit if a DDP model outlives its process group
         dist.destroy_process_group()
+
+
+def keep_freed_memory() -> None:
+    """Let Linux's malloc reuse the memory of large tensors, which it else gives back each time.
+
+    The kernel clears what it hands out, page by page: 5 to 15 % of a training step on a CPU.
+    """
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def find_device(name: DeviceName) -> str:

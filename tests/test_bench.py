@@ -103,7 +103,7 @@ def trained(seconds: float, *steps: float, **last: float) -> Trained:
         {"elapsed_seconds": at, "tokens_per_second": 100 / step, **last}
         for at, step in zip(elapsed, steps, strict=True)
     ]
-    return Trained(Path(), Finished(seconds, 7 * 2**20, []), updates)
+    return Trained(Path(), Finished(seconds, 7 * 2**20, []), updates, 1.5, 2.2)
 
 
 def entry(side: str, seconds: float, loss: float, *lines: Line) -> Entry:

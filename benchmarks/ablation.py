@@ -1,0 +1,70 @@
+"""`bench.py ablate`: what each choice of the recipe is worth, in loss at equal time."""
+
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks import ours
+from benchmarks.runs import temporary_folder
+from benchmarks.table import Row, Tables
+from engine.cli import at_least
+
+RECIPE = "the recipe"
+WITHOUT: dict[str, tuple[str, ...]] = {
+    RECIPE: (),
+    "AdamW for all, at 3e-3": ("--optim.name=adamw", "--optim.learning_rate=3e-3"),
+    "embeddings and norms at the head's rate": ("--optim.embedding_learning_rate=3e-3",),
+    "GPT-2's architecture": ("--model.architecture=gpt2", "--model.tie_embeddings=True"),
+    "the head tied to the embedding": ("--model.tie_embeddings=True",),
+    "heads of 32 channels, not 64": ("--model.n_head=4",),
+    "float32, not bfloat16": ("--precision=float32",),
+    "Muon's momentum 0.95": ("--optim.muon_momentum=0.95",),
+    "a constant rate, no decay": ("--optim.decay_fraction=0",),
+    "decay to a tenth, not to 0": ("--optim.final_fraction=0.1",),
+    "no warm-up": ("--optim.warmup_steps=0",),
+    "weight decay 0.1": ("--optim.weight_decay=0.1", "--optim.muon_weight_decay=0.1"),
+    "gradients clipped at 1": ("--optim.grad_clip=1",),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AblateBench:
+    """Train a config, then again without each of its choices, for as long."""
+
+    config: Path = Path("config/race_cpu.toml")
+    """A config of the recipe."""
+    data: Path = Path("data/shakespeare_char")
+    """A prepared dataset."""
+    repeats: int = 3
+    """Seeds."""
+
+    def __post_init__(self) -> None:
+        at_least(1, self, "repeats")
+
+
+def measure(config: AblateBench) -> Tables:
+    """Train every variant with every seed, in turn, each as long as the recipe's first run."""
+    losses: dict[str, list[float]] = {name: [] for name in WITHOUT}
+    steps: dict[str, int] = {}
+    seconds = 0.0
+    with temporary_folder() as folder:
+        for name, flags in WITHOUT.items():  # how many steps are as long
+            trained = ours.train(config.config, folder / "timed", *common(config, 0), *flags)
+            seconds = seconds or trained.finished.seconds
+            steps[name] = len(trained.updates) if name == RECIPE else trained.steps_within(seconds)
+        for seed in range(1, config.repeats + 1):
+            for name, flags in WITHOUT.items():
+                few = (f"--max_steps={steps[name]}", f"--eval_every={steps[name]}")
+                out_dir = folder / f"{seed}_{len(losses[name])}_{steps[name]}"
+                trained = ours.train(config.config, out_dir, *common(config, seed), *flags, *few)
+                losses[name].append(trained.val_loss)
+    return {"loss at equal time": [row(name, steps[name], losses[name]) for name in WITHOUT]}
+
+
+def common(config: AblateBench, seed: int) -> tuple[str, ...]:
+    return (f"--data.path={config.data.resolve()}", f"--seed={seed}")
+
+
+def row(name: str, steps: int, losses: list[float]) -> Row:
+    spread = max(losses) - min(losses)
+    return {"without": name, "steps": steps, "loss": statistics.mean(losses), "spread": spread}
