@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import model
 from model import GPT, ModelConfig, attention, fused_attention, rotate, rotation
@@ -100,6 +102,36 @@ def test_fused_attention_equals_attention_forward_and_backward(
         y_BHTD = form(*leaves, causal=causal, mask=mask)
         results.append((y_BHTD, *torch.autograd.grad(y_BHTD, leaves, g_BHTD)))
     torch.testing.assert_close(results[1], results[0], rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "S", "needs_gradient", "uses_the_formula"),
+    [
+        (torch.bfloat16, 512, True, True),
+        (torch.bfloat16, 513, True, False),  # storing the weights costs more than it saves
+        (torch.bfloat16, 512, False, False),
+        (torch.float32, 512, True, False),
+    ],
+)
+def test_a_cpu_trains_in_bfloat16_with_the_formula_where_the_kernel_is_slower(
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: torch.dtype,
+    S: int,
+    needs_gradient: bool,
+    uses_the_formula: bool,
+):
+    called: list[str] = []
+    kernel = F.scaled_dot_product_attention
+
+    def counted(*tensors: Tensor, **settings: Any) -> Tensor:
+        called.append("kernel")
+        return kernel(*tensors, **settings)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", counted)
+    q, k, v = (torch.randn(1, 1, S, 4, dtype=dtype, requires_grad=needs_gradient) for _ in range(3))
+    y = fused_attention(q, k, v, causal=True)
+    assert called == ([] if uses_the_formula else ["kernel"])
+    torch.testing.assert_close(y, attention(q, k, v, causal=True)[0], rtol=0.02, atol=0.02)
 
 
 @pytest.mark.parametrize("form", [explicit_attention, fused_attention])

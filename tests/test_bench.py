@@ -13,7 +13,18 @@ import torch
 from torch.nn import functional as F
 
 import bench
-from benchmarks import machine, nanogpt, ours, probe, race, table, training, verdict
+from benchmarks import (
+    ablation,
+    machine,
+    nanogpt,
+    ours,
+    probe,
+    race,
+    table,
+    training,
+    verdict,
+    whole,
+)
 from benchmarks.encoding import rates
 from benchmarks.evaluator import split_loss
 from benchmarks.gpu import PARTS, attempt
@@ -25,6 +36,7 @@ from benchmarks.verdict import THEM, US, US_EQUAL, Entry
 from data.tokenizer import ByteTokenizer
 from engine import cli
 from helpers import REPOSITORY, write_tiny
+from train import TrainConfig
 
 # A checkout that can be raced, made up here: a bigram model that learns nothing
 PREPARE = """
@@ -440,7 +452,7 @@ def test_records_are_added_and_printed_as_markdown(
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["tarin"], "bench.py measures train, race, prepare, gpu, table: got tarin"),
+        (["tarin"], "bench.py measures train, race, whole, ablate, prepare, gpu, table: got tarin"),
         (["train", "a.toml", "--steps=1"], "steps must be at least 10: got 1"),
         (["race", "--nanogpt=nowhere", "--text=a"], "nowhere is not a checkout of nanoGPT"),
         (["train", "a.toml", "--stesp=1"], "perhaps you meant --steps"),
@@ -479,3 +491,46 @@ def test_the_commit_of_a_copy_without_git_is_unknown(
 ) -> None:
     monkeypatch.setattr(machine, "ROOT", tmp_path)
     assert machine.commit() == "unknown"
+
+
+# --- Whole runs and ablations ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def made_up(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
+    """The flags of runs that take half a second a step with AdamW and one second without."""
+    calls: list[tuple[str, ...]] = []
+
+    def train(config: Path, out_dir: Path, *flags: str) -> Trained:
+        calls.append(flags)
+        step = 0.5 if "--optim.name=adamw" in flags else 1.0
+        n = next((int(f.split("=")[1]) for f in flags if f.startswith("--max_steps=")), 100)
+        return trained(n * step + 10, *[step] * n)
+
+    monkeypatch.setattr(ours, "train", train)
+    return calls
+
+
+def test_an_ablation_gives_each_variant_the_seconds_of_the_recipe(
+    made_up: list[tuple[str, ...]],
+) -> None:
+    (rows,) = ablation.measure(ablation.AblateBench(repeats=2)).values()
+    steps = {row["without"]: row["steps"] for row in rows}
+    assert steps[ablation.RECIPE] == 100
+    assert steps["AdamW for all, at 3e-3"] == 200
+    assert {"--seed=1", "--seed=2"} <= {flag for flags in made_up for flag in flags}
+    assert all(row["loss"] == 1.5 and row["spread"] == 0 for row in rows)
+
+
+def test_an_ablated_choice_is_a_flag_that_train_py_knows() -> None:
+    for flags in ablation.WITHOUT.values():
+        config = cli.parse_config(TrainConfig, ["config/race_cpu.toml", *flags])
+        assert not flags or config != cli.parse_config(TrainConfig, ["config/race_cpu.toml"])
+
+
+def test_whole_runs_are_listed_by_seed_with_their_median(made_up: list[tuple[str, ...]]) -> None:
+    tables = whole.measure(whole.WholeBench(config=Path("a.toml"), repeats=3, flags="--samples=1"))
+    assert [row["seed"] for row in tables["runs"]] == ["1337", "1338", "1339"]
+    assert tables["median"][0]["whole process s"] == 110
+    assert tables["median"][0]["bits per byte"] == 2.2
+    assert all("--samples=1" in flags for flags in made_up)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import model as model_file
 from engine.report import count_parameters
@@ -158,6 +159,60 @@ def test_the_counts_of_the_parts_are_those_by_hand_and_sum_to_the_built_model(
     expected = COUNTS[architecture] | ({"head": 0} if tie_embeddings else {})
     assert counts == expected | {"total": sum(expected.values())}
     assert counts["total"] == sum(parameter.numel() for parameter in GPT(config).parameters())
+
+
+# --- Sizes ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("n_layer", "n_embd"), [(1, 64), (4, 256), (12, 768)])
+def test_the_number_of_layers_alone_gives_the_width_and_heads_of_64(n_layer: int, n_embd: int):
+    config = GPT(ModelConfig(vocab_size=11, n_layer=n_layer)).config
+    assert (config.n_embd, config.n_head, config.head_dim) == (n_embd, n_layer, 64)
+
+
+def test_sizes_that_are_given_stay():
+    config = ModelConfig(vocab_size=11, n_layer=3, n_embd=32, n_head=4)
+    assert config.sized() == config
+
+
+# --- The loss -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("logits_at_once", [1, 60, 10_000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_loss_in_chunks_and_its_gradients_are_those_of_torchs_cross_entropy(
+    monkeypatch: pytest.MonkeyPatch, logits_at_once: int, dtype: torch.dtype
+):
+    monkeypatch.setattr(model_file, "LOGITS_AT_ONCE", (0, logits_at_once))
+    torch.manual_seed(0)
+    x_NC, head_VC = torch.randn(37, 8, dtype=dtype), torch.randn(11, 8)
+    targets_N = torch.randint(11, (37,))
+    targets_N[5:9] = -100
+    inputs = (x_NC.requires_grad_(), head_VC.requires_grad_())
+    ours = model_file.LinearCrossEntropy.apply(*inputs, targets_N)
+    theirs = F.cross_entropy((x_NC @ head_VC.to(dtype).T).float(), targets_N)
+    torch.testing.assert_close(ours, theirs)
+    rtol, atol = (1e-5, 1e-6) if dtype == torch.float32 else (0.02, 2e-3)
+    gradients = (torch.autograd.grad(3 * loss, inputs) for loss in (ours, theirs))
+    for found, expected in zip(*gradients, strict=True):
+        assert found.dtype == expected.dtype
+        torch.testing.assert_close(found, expected, rtol=rtol, atol=atol)
+
+
+def test_the_loss_holds_no_more_logits_at_once_than_it_promises(monkeypatch: pytest.MonkeyPatch):
+    sizes: list[int] = []
+    nll_loss = F.nll_loss
+
+    def counted(log_p_nV: Tensor, *rest: Any, **more: Any) -> Tensor:
+        sizes.append(log_p_nV.numel())
+        return nll_loss(log_p_nV, *rest, **more)
+
+    monkeypatch.setattr(model_file, "LOGITS_AT_ONCE", (0, 50))
+    monkeypatch.setattr(F, "nll_loss", counted)
+    targets_N = torch.randint(11, (37,))
+    model_file.LinearCrossEntropy.apply(torch.randn(37, 8), torch.randn(11, 8), targets_N)
+    assert max(sizes) <= 50
+    assert sum(sizes) == 37 * 11
 
 
 # --- Initialisation -------------------------------------------------------------------------------
