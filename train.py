@@ -166,7 +166,7 @@ def accumulate_gradients(run: Run, batch: tuple[Tensor, ...]) -> Tensor:
 def evaluate_and_save(run: Run) -> None:
     """Log the validation loss; save the last checkpoint, which may be the best one too."""
     val_T = run.dataset.tokens("val", run.config.eval_tokens)
-    at_once = max(run.micro_batch_size, 2**14 // run.config.model.context_length)
+    at_once = max(run.micro_batch_size, 2**11 // run.config.model.context_length)
     batches = eval_batches(val_T, batch_size=at_once, **run.window)
     val_loss = evaluate(run.model, batches, run.world, run.config.precision, run.stop)
     if val_loss is None:  # asked to stop meanwhile

@@ -20,8 +20,6 @@ WITHOUT: dict[str, tuple[str, ...]] = {
     "float32, not bfloat16": ("--precision=float32",),
     "Muon's momentum 0.95": ("--optim.muon_momentum=0.95",),
     "a constant rate, no decay": ("--optim.decay_fraction=0",),
-    "decay to a tenth, not to 0": ("--optim.final_fraction=0.1",),
-    "no warm-up": ("--optim.warmup_steps=0",),
     "weight decay 0.1": ("--optim.weight_decay=0.1", "--optim.muon_weight_decay=0.1"),
     "gradients clipped at 1": ("--optim.grad_clip=1",),
 }
