@@ -14,9 +14,9 @@ Shapes. A tensor's suffix names its dimensions, in order: `q_BHTD` is (batch, he
 channel). Plain `x` is the residual stream and is always (B, T, C).
 
     B  batch                    H  n_head
-    T  position that asks       D  head_dim = C / H
-    S  position that is asked   V  vocab_size
-    C  n_embd, model width
+    T  position that asks       K  n_kv_head, heads of keys and values
+    S  position that is asked   D  head_dim = C / H
+    C  n_embd, model width      V  vocab_size
 """
 
 import math
@@ -46,6 +46,8 @@ class ModelConfig:
     """Number of Transformer blocks."""
     n_head: int = 0
     """Number of attention heads; must divide n_embd; 0 makes them 64 channels wide."""
+    n_kv_head: int = 0
+    """Heads of keys and values, each shared by equally many queries; 0 for n_head; modern only."""
     n_embd: int = 0
     """Width of the residual stream; 0 for 64 n_layer, the proportion of GPT-2 124M."""
     dropout: float = 0.0
@@ -59,13 +61,15 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         least, n_head = {"context_length": 1, "n_layer": 1}, max(1, self.n_head)
-        least |= {"vocab_size": 0, "n_head": 0, "n_embd": 0}  # 0 is filled in later
+        least |= {"vocab_size": 0, "n_head": 0, "n_kv_head": 0, "n_embd": 0}  # 0: filled in later
         rules = {f"{k} must be at least {n}": getattr(self, k) >= n for k, n in least.items()} | {
             "architecture must be gpt2 or modern": self.architecture in ("gpt2", "modern"),
             "attention must be fused or explicit": self.attention in ("fused", "explicit"),
             "n_head must divide n_embd": self.n_embd % n_head == 0,
             "modern's n_embd / n_head must be even": self.n_embd // n_head % 2 == 0
             or not self.is_modern,
+            "n_kv_head must divide n_head": n_head % (self.n_kv_head or n_head) == 0,
+            "gpt2's n_kv_head must be n_head": self.n_kv_head in (0, n_head) or self.is_modern,
             "dropout must be in [0, 1)": 0 <= self.dropout < 1,
             "rope_theta must be positive": self.rope_theta > 0,
             "gpt2's tie_embeddings must be True": self.tie_embeddings or self.is_modern,
@@ -79,7 +83,8 @@ class ModelConfig:
     def sized(self) -> "ModelConfig":
         """Fill in the sizes that are 0 and follow from n_layer."""
         n_embd = self.n_embd or 64 * self.n_layer
-        return replace(self, n_embd=n_embd, n_head=self.n_head or max(1, n_embd // 64))
+        n_head = self.n_head or max(1, n_embd // 64)
+        return replace(self, n_embd=n_embd, n_head=n_head, n_kv_head=self.n_kv_head or n_head)
 
     @property
     def is_modern(self) -> bool:
@@ -172,7 +177,7 @@ def fused_attention(
 def rotation(positions_T: Tensor, config: ModelConfig) -> Turn:
     """cos and sin (T, D/2) of the angle by which each pair of channels turns at each position."""
     exponents = torch.arange(0, config.head_dim, 2, device=positions_T.device) / config.head_dim
-    angles_TD = positions_T.float()[:, None] * config.rope_theta**-exponents
+    angles_TD = positions_T.float()[..., None] * config.rope_theta**-exponents
     return angles_TD.cos(), angles_TD.sin()
 
 
@@ -189,46 +194,99 @@ def rotate(x_BHTD: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> Tensor:
 
 
 class KVCache:
-    """One layer's keys and values of the positions seen so far, in memory allocated once."""
+    """Keys and values of the latest `context_length` positions, in memory allocated once.
 
-    def __init__(self, batch_size: int, config: ModelConfig, like: Tensor) -> None:
-        shape = (batch_size, config.n_head, config.context_length, config.head_dim)
-        self.k_BHSD, self.v_BHSD = like.new_empty(shape), like.new_empty(shape)
+    A ring: position p lies in slot p mod size, which is context_length unless fewer will do. All
+    rows end at one position; row b may begin late, at starts_B[b], and what lies before it is
+    padding. A `static` cache reads all its slots at every step: a captured graph can repeat it.
+    """
+
+    def __init__(
+        self,
+        batch_size: int,
+        config: ModelConfig,
+        like: Tensor,
+        starts_B: Tensor | None = None,
+        size: int | None = None,
+        static: bool = False,
+    ) -> None:
+        shape = (config.n_layer, batch_size, config.n_kv_head)
+        shape += (size or config.context_length, config.head_dim)
+        self.k_LBKSD, self.v_LBKSD = like.new_zeros(shape), like.new_zeros(shape)
+        self.starts_B, self.is_static = starts_B, static
+        if static and starts_B is None:
+            self.starts_B = torch.zeros(batch_size, dtype=torch.long, device=like.device)
         self.length = 0
+        self.end = torch.zeros((), dtype=torch.long, device=like.device)  # length, on the device
 
-    def extend(self, k_BHTD: Tensor, v_BHTD: Tensor) -> tuple[Tensor, Tensor]:
-        """Append T positions; return the keys and values of all positions so far."""
-        start, self.length = self.length, self.length + k_BHTD.shape[2]
-        self.k_BHSD[:, :, start : self.length] = k_BHTD
-        self.v_BHSD[:, :, start : self.length] = v_BHTD
-        return self.k_BHSD[:, :, : self.length], self.v_BHSD[:, :, : self.length]
+    def place(self, T: int) -> Tensor:
+        """Make room for T more positions; return them, as each row counts: (T,) or (B, T)."""
+        size, device = self.k_LBKSD.shape[-2], self.end.device
+        new_T = self.end + torch.arange(T, device=device)
+        self.slots_T, self.length = new_T % size, self.length + T
+        self.end += T
+        self.used, self.mask_B1TS = size if self.is_static else min(size, self.length), None
+        if self.starts_B is None:
+            return new_T  # each sees all that the ring holds, up to itself
+        # the position that a slot holds is the latest one that falls on it: below 0, none yet
+        held_S = new_T[-1] - (new_T[-1] - torch.arange(self.used, device=device)) % size
+        seen_BTS = (held_S <= new_T[:, None]) & (held_S >= self.starts_B[:, None, None])
+        # padding sees itself: a softmax over nothing would not be a number
+        self.mask_B1TS = (seen_BTS | (held_S == new_T[:, None]))[:, None]
+        return (new_T - self.starts_B[:, None]).clamp(min=0)
+
+    def extend(self, layer: int, k_BKTD: Tensor, v_BKTD: Tensor) -> tuple[Tensor, Tensor]:
+        """Write T positions; return the keys and values of all that the ring holds."""
+        self.k_LBKSD[layer].index_copy_(2, self.slots_T, k_BKTD)
+        self.v_LBKSD[layer].index_copy_(2, self.slots_T, v_BKTD)
+        return self.k_LBKSD[layer, :, :, : self.used], self.v_LBKSD[layer, :, :, : self.used]
 
 
 class CausalSelfAttention(nn.Module):
-    """Attention in which a position sees itself and the past (Vaswani et al., 2017, sec. 3.2)."""
+    """Attention in which a position sees itself and the past (Vaswani et al., 2017, sec. 3.2).
 
-    def __init__(self, config: ModelConfig) -> None:
+    With n_kv_head below n_head it is grouped-query attention (Ainslie et al., 2023, arXiv
+    2305.13245, sec. 2.2): neighbouring heads ask in their own ways for the same keys and values.
+    """
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.config = config
-        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=not config.is_modern)
+        self.config, self.layer = config, layer
+        width = (config.n_head + 2 * config.n_kv_head) * config.head_dim
+        self.c_attn = nn.Linear(config.n_embd, width, bias=not config.is_modern)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=not config.is_modern)
         if config.is_modern:  # queries and keys of one size bound the scores (Henry et al., 2020)
             self.q_norm, self.k_norm = (build_norm(config, config.head_dim) for _ in range(2))
 
-    def forward(self, x: Tensor, turn: Turn | None, cache: KVCache | None) -> Tensor:
-        B, T, C = x.shape
-        H, D = self.config.n_head, self.config.head_dim
-        q_BHTD, k_BHTD, v_BHTD = self.c_attn(x).view(B, T, 3, H, D).permute(2, 0, 3, 1, 4)
+    def queries_keys_values(self, x: Tensor, turn: Turn | None) -> tuple[Tensor, Tensor, Tensor]:
+        """What each position asks, answers to and passes on: (B, H, T, D), twice (B, K, T, D)."""
+        H, K, D = self.config.n_head, self.config.n_kv_head, self.config.head_dim
+        heads = self.c_attn(x).unflatten(-1, (-1, D)).transpose(1, 2)
+        q_BHTD, k_BKTD, v_BKTD = heads.split((H, K, K), dim=1)
         if turn is not None:
             q_BHTD = rotate(self.q_norm(q_BHTD), *turn)
-            k_BHTD = rotate(self.k_norm(k_BHTD), *turn)
-        k_BHSD, v_BHSD = (k_BHTD, v_BHTD) if cache is None else cache.extend(k_BHTD, v_BHTD)
-        dropout = self.config.dropout if self.training else 0.0
+            k_BKTD = rotate(self.k_norm(k_BKTD), *turn)
+        return q_BHTD, k_BKTD, v_BKTD
+
+    def forward(self, x: Tensor, turn: Turn | None, cache: KVCache | None) -> Tensor:
+        B, T, C = x.shape
+        H, K, D = self.config.n_head, self.config.n_kv_head, self.config.head_dim
+        q_BHTD, k_BKSD, v_BKSD = self.queries_keys_values(x, turn)
+        mask = None
+        if cache is not None:
+            k_BKSD, v_BKSD = cache.extend(self.layer, k_BKSD, v_BKSD)
+            mask = cache.mask_B1TS
+        how: dict[str, Any] = {"causal": T > 1 and mask is None, "mask": mask}
+        how["dropout"] = self.config.dropout if self.training else 0.0
+        if T == 1:  # queries that share keys see the same of them: as if one head asked H/K times
+            q_BHTD = q_BHTD.reshape(B, K, H // K, D)
+        elif K < H:
+            k_BKSD, v_BKSD = (t.repeat_interleave(H // K, dim=1) for t in (k_BKSD, v_BKSD))
         if self.config.attention == "fused":
-            y_BHTD = fused_attention(q_BHTD, k_BHSD, v_BHSD, causal=True, dropout=dropout)
+            y_BHTD = fused_attention(q_BHTD, k_BKSD, v_BKSD, **how)
         else:
-            y_BHTD, _ = attention(q_BHTD, k_BHSD, v_BHSD, causal=True, dropout=dropout)
-        return self.c_proj(y_BHTD.transpose(1, 2).reshape(B, T, C))
+            y_BHTD, _ = attention(q_BHTD, k_BKSD, v_BKSD, **how)
+        return self.c_proj(y_BHTD.reshape(B, H, T, D).transpose(1, 2).reshape(B, T, C))
 
 
 class RMSNorm(nn.RMSNorm):
@@ -271,10 +329,10 @@ class SwiGLU(nn.Module):
 class Block(nn.Module):
     """One Transformer block: attention mixes positions, then the MLP mixes channels."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.ln_1 = build_norm(config, config.n_embd)
-        self.attn = CausalSelfAttention(config)
+        self.attn = CausalSelfAttention(config, layer)
         self.ln_2 = build_norm(config, config.n_embd)
         self.mlp = SwiGLU(config) if config.is_modern else MLP(config)
         self.drop = nn.Dropout(config.dropout)
@@ -328,7 +386,7 @@ class GPT(nn.Module):
         if not config.is_modern:
             self.wpe = nn.Embedding(config.context_length, config.n_embd)
         self.drop = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.ln_f = build_norm(config, config.n_embd)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         if config.tie_embeddings:
@@ -359,35 +417,40 @@ class GPT(nn.Module):
                 std = 0.3
             nn.init.normal_(parameter, std=std)
 
-    def new_cache(self, batch_size: int) -> list[KVCache]:
-        """One empty cache per layer, for `forward` to fill without gradients."""
-        return [KVCache(batch_size, self.config, self.wte.weight) for _ in self.blocks]
+    def new_cache(self, batch_size: int, **settings: Any) -> KVCache:
+        """An empty cache, for `forward` to fill without gradients."""
+        return KVCache(batch_size, self.config, self.wte.weight, **settings)
 
     def forward(
         self,
         tokens_BT: Tensor,
         targets_BT: Tensor | None = None,
-        cache: list[KVCache] | None = None,
+        cache: KVCache | None = None,
+        last: int = 0,
     ) -> Tensor:
         """Return the logits (B, T, V), or, given targets, the mean loss in nats per token.
 
-        With a cache the tokens continue those that it has seen. Targets of -100 do not count.
-        Raises ValueError if the sequence is longer than the context.
+        The logits are of the `last` positions, 0 for all. Targets of -100 do not count. With a
+        cache the tokens continue those that it has seen; rotary positions go on past the context,
+        one token at a time, and each then sees the latest context_length, itself among them.
+        Raises ValueError if the sequence is longer.
         """
-        seen, T = cache[0].length if cache else 0, tokens_BT.shape[1]
-        if seen + T > self.config.context_length:
+        T = tokens_BT.shape[1]
+        length = T + (cache.length if cache else 0)
+        slides = self.config.is_modern and cache is not None and T == 1
+        if length > self.config.context_length and not slides:
             limit = f"context_length={self.config.context_length}"
-            raise ValueError(f"a sequence of {seen + T} tokens is longer than {limit}")
-        positions_T = torch.arange(seen, seen + T, device=tokens_BT.device)
+            raise ValueError(f"a sequence of {length} tokens is longer than {limit}")
+        positions_T = cache.place(T) if cache else torch.arange(T, device=tokens_BT.device)
         x = self.wte(tokens_BT)
         if not self.config.is_modern:
             x = x + self.wpe(positions_T)
         x = self.drop(x.to(product_dtype(x)))
-        turn = rotation(positions_T, self.config) if self.config.is_modern else None
-        for layer, block in enumerate(self.blocks):
-            x = block(x, turn, cache[layer] if cache else None)
+        turn = rotation(positions_T.unsqueeze(-2), self.config) if self.config.is_modern else None
+        for block in self.blocks:
+            x = block(x, turn, cache)
         x = self.ln_f(x)
         if targets_BT is None:
-            return self.lm_head(x)
+            return self.lm_head(x[:, -last:])
         x_NC = x.to(product_dtype(x)).flatten(0, 1)
         return LinearCrossEntropy.apply(x_NC, self.lm_head.weight, targets_BT.flatten())

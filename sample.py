@@ -1,26 +1,37 @@
 """Generate text from a trained checkpoint, token by token.
 
-python sample.py --out_dir=out/quickstart --prompt="def main(" --num_samples=3
+    python sample.py --out_dir=out/quickstart --prompt="def main(" --num_samples=3
+    echo "def main(" | python sample.py --prompt_file=-
+    python sample.py --interactive
+    python sample.py --prompts=questions.txt --output=answers.jsonl
+    python sample.py --score=book.txt
+
+It reads a prompt once, then one token a step, for many texts at once.
 """
 
+import itertools
+from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from torch import Tensor
-from torch.nn import functional as F
-
-from data.tokenizer import TextStream, Tokenizer, load_tokenizer
+from data.tokenizer import Tokenizer, load_tokenizer
 from engine import checkpoint
 from engine.cli import at_least, parse_config, run
-from engine.parallel import DeviceName, find_device, mix_seed
+from engine.parallel import DeviceName, find_device
 from model import GPT, ModelConfig
+from sampling.choose import Choice, Drawn
+from sampling.decode import Decoder
+from sampling.output import Likely, Printer, Sample, records, table_line
+from sampling.precision import SamplePrecision, convert
+from sampling.prompts import encode_prompt, read_prompts, read_text
+from sampling.score import score
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleConfig:
+class SampleConfig(Choice):
     """What to generate, and how to choose each token."""
 
     out_dir: Path = Path("out/quickstart")
@@ -30,115 +41,181 @@ class SampleConfig:
     prompt: str = ""
     """Text to continue; empty starts a new text."""
     prompt_file: Path | None = None
-    """File whose text to continue, instead of prompt."""
+    """File whose text to continue, instead of prompt; - for standard input."""
+    prompts: Path | None = None
+    """File of prompts to continue, one a line, or .jsonl with "prompt" or "text"; - likewise."""
     max_new_tokens: int = 200
     """Stop after so many tokens, if the text has not ended before."""
+    stop: tuple[str, ...] = ()
+    """Texts before which to stop, one or several: --stop "Q:" "END"."""
     num_samples: int = 1
-    """Number of texts; each has its own random numbers, whatever their number."""
-    temperature: float = 0.8
-    """Divides the logits: below 1 likelier tokens, 0 always the likeliest."""
-    top_k: int = 0
-    """Choose among the k likeliest tokens only; 0 for all."""
-    top_p: float = 1.0
-    """Choose among the fewest tokens that together have this probability; 1 for all."""
-    min_p: float = 0.0
-    """Choose among tokens at least this fraction as likely as the likeliest; 0 for all."""
+    """Texts for each prompt; each has its own random numbers, whatever their number."""
+    batch_size: int = 16
+    """Texts that grow at once: memory and speed, not the result."""
+    interactive: bool = False
+    """Type, and the model goes on; Ctrl-C ends an answer, Ctrl-D the session."""
+    output: Path | None = None
+    """File for the texts with tokens and log-probabilities, .jsonl, instead of the terminal."""
+    show_top: int = 0
+    """Show each token's probability, and those of the k likeliest, instead of plain text."""
+    score: Path | None = None
+    """File to score instead: loss, perplexity, bits per byte; - for standard input."""
+    score_stride: int = 1
+    """Tokens by which a window of score moves; 1 gives each token all that fits, more is faster."""
     seed: int = 1337
-    """Sample i is a function of (seed, i)."""
+    """Sample i of a prompt is a function of (seed, i)."""
+    precision: SamplePrecision = "auto"
+    """Of the weights: auto (bfloat16 on a GPU, else float32), float32, bfloat16, int8 (CPU)."""
     device: DeviceName = "auto"
     """Where to run; auto takes the best that is here."""
 
     def __post_init__(self) -> None:
-        if self.prompt and self.prompt_file is not None:
-            raise ValueError("give prompt or prompt_file, not both")
-        at_least(0, self, "max_new_tokens", "num_samples", "temperature", "top_k", "seed")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must be in (0, 1]: got {self.top_p}")
-        if not 0 <= self.min_p <= 1:
-            raise ValueError(f"min_p must be in [0, 1]: got {self.min_p}")
+        super().__post_init__()
+        at_least(0, self, "max_new_tokens", "num_samples", "show_top", "seed")
+        at_least(1, self, "batch_size", "score_stride")
+        if "" in self.stop:
+            raise ValueError("a stop string must not be empty: it would stop at once")
+        sources = ("prompt", "prompt_file", "prompts", "interactive", "score")
+        given = [name for name in sources if getattr(self, name)]
+        if len(given) > 1:
+            raise ValueError(f"give one of {', '.join(sources)}: got {' and '.join(given)}")
 
 
-def distribution(logits_V: Tensor, config: SampleConfig) -> Tensor:
-    """Probabilities (V,) of the next token: temperature, then top-k, top-p and min-p in turn.
+@dataclass(frozen=True)
+class Step:
+    """What one step adds to one text."""
 
-    Each step cuts what the one before left: top-p (Holtzman et al., 2019, arXiv 1904.09751)
-    counts the probability within the k likeliest. Equal logits at the edge of k all stay.
-    """
-    # below the largest and in double, so that no temperature above 0 overflows
-    logits_V = (logits_V - logits_V.max()).double() / config.temperature
-    if 0 < config.top_k < len(logits_V):
-        least = logits_V.topk(config.top_k).values[-1]
-        logits_V = logits_V.masked_fill(logits_V < least, -torch.inf)
-    if config.top_p < 1:
-        sorted_V, order_V = F.softmax(logits_V, dim=-1).sort(descending=True, stable=True)
-        before_V = sorted_V.cumsum(-1) - sorted_V  # what the likelier tokens have already
-        logits_V = logits_V.index_fill(0, order_V[before_V >= config.top_p], -torch.inf)
-    probabilities_V = F.softmax(logits_V, dim=-1)
-    if config.min_p > 0:  # Nguyen et al., 2024 (arXiv 2407.01082)
-        least = config.min_p * probabilities_V.max()
-        probabilities_V = probabilities_V.masked_fill(probabilities_V < least, 0)
-    return probabilities_V / probabilities_V.sum()
+    row: int
+    token: int
+    log_p: float | None
+    likely: Likely
 
 
-@torch.inference_mode()
 def generate(
-    model: GPT, prompt: list[int], tokenizer: Tokenizer, config: SampleConfig, index: int
-) -> Iterator[int]:
-    """Yield the tokens of sample `index` until the text ends or max_new_tokens are there.
+    model: GPT,
+    prompts: list[list[int]],
+    indices: list[int],
+    tokenizer: Tokenizer,
+    config: SampleConfig,
+) -> Iterator[list[Step]]:
+    """Yield the next token of each text; text i is sample indices[i] of prompts[i].
 
-    A full cache is emptied and filled again from the latest half of the context, so that
-    text goes on past context_length and a token sees between half and all of it.
+    A GPU is a step ahead: it draws the next tokens while the last ones are read.
     """
-    limit = model.config.context_length
-    random = torch.Generator().manual_seed(mix_seed(config.seed, index))
-    text, unseen, cache = list(prompt), prompt[-limit:], model.new_cache(1)
+    top = max(config.show_top, 0) if config.show_top or config.output else None
+    seeds = [(config.seed, index) for index in indices]
+    settings = (config, tokenizer.vocab_size, config.max_new_tokens, top)
+    decoder = Decoder(model, prompts, seeds, *settings)
+    ahead = int(decoder.is_static)
+    drawn: deque[Drawn] = deque()
     for _ in range(config.max_new_tokens):
-        if cache[0].length + len(unseen) > limit:
-            unseen, cache = text[-max(1, limit // 2) :], model.new_cache(1)
-        tokens_BT = torch.tensor([unseen], device=model.wte.weight.device)
-        logits_V = model(tokens_BT, cache=cache)[0, -1, : tokenizer.vocab_size].float().cpu()
-        if config.temperature == 0:
-            token = int(logits_V.argmax())
-        else:
-            token = int(torch.multinomial(distribution(logits_V, config), 1, generator=random))
-        if token == tokenizer.end_of_text:
+        drawn.append(decoder.step())
+        if len(drawn) > ahead:
+            yield read(drawn.popleft())
+    while drawn:
+        yield read(drawn.popleft())
+
+
+def read(drawn: Drawn) -> list[Step]:
+    """Wait for a step, and split it into rows."""
+    tokens = drawn.tokens_B.tolist()
+    if drawn.log_p_B is None or drawn.top_BK is None or drawn.top_log_p_BK is None:
+        return [Step(row, token, None, []) for row, token in enumerate(tokens)]
+    pairs = zip(drawn.top_BK.tolist(), drawn.top_log_p_BK.tolist(), strict=True)
+    likely = [list(zip(*pair, strict=True)) for pair in pairs]
+    rows = enumerate(zip(tokens, drawn.log_p_B.tolist(), likely, strict=True))
+    return [Step(row, *values) for row, values in rows]
+
+
+def grow(
+    model: GPT, samples: list[Sample], prompts: list[list[int]], config: SampleConfig
+) -> Iterator[tuple[int, str]]:
+    """Let samples grow until each has ended; yield (row, what there is to show of it)."""
+    indices = [sample.index for sample in samples]
+    for steps in generate(model, prompts, indices, samples[0].tokenizer, config):
+        for step in steps:
+            if samples[step.row].finish_reason is None:
+                yield step.row, take(samples[step.row], step, config.show_top > 0)
+        if all(sample.finish_reason for sample in samples):
             return
-        yield token
-        text.append(token)
-        unseen = [token]
+    for row, sample in enumerate(samples):
+        if sample.finish_reason is None:
+            rest = sample.finish("length")
+            yield row, "" if config.show_top else rest
+
+
+def take(sample: Sample, step: Step, as_table: bool) -> str:
+    text = sample.feed(step.token, step.log_p)
+    if not as_table or step.log_p is None:
+        return text
+    return table_line(sample.tokenizer, step.token, step.log_p, step.likely)
 
 
 def write_samples(
-    model: GPT, tokenizer: Tokenizer, prompt: list[int], config: SampleConfig
+    model: GPT,
+    tokenizer: Tokenizer,
+    prompts: list[str],
+    starts_documents: bool,
+    config: SampleConfig,
 ) -> None:
-    """Print the samples as their tokens come, each after a line that numbers it."""
-    for index in range(config.num_samples):
-        stream = TextStream(tokenizer)
-        print(f"--- sample {index + 1} of {config.num_samples} (seed {config.seed})")
-        print(config.prompt, end="")
-        for token in generate(model, prompt, tokenizer, config, index):
-            print(stream.feed(token), end="", flush=True)
-        print(stream.flush())
+    """Print the samples of each prompt as their tokens come, or put them into a file."""
+    tokens = {text: encode_prompt(text, tokenizer, starts_documents) for text in prompts}
+    jobs = [(n, text, i) for n, text in enumerate(prompts, 1) for i in range(config.num_samples)]
+    with ExitStack() as stack:
+        keep = stack.enter_context(records(config.output)) if config.output else None
+        for first in range(0, len(jobs), config.batch_size):
+            batch = jobs[first : first + config.batch_size]
+            samples = [Sample(text, i, tokenizer, config.stop) for _, text, i in batch]
+            pieces = grow(model, samples, [tokens[text] for _, text, _ in batch], config)
+            if keep is None:
+                show(pieces, samples, [title(n, len(prompts), i, config) for n, _, i in batch])
+                continue
+            deque(pieces, maxlen=0)
+            for sample in samples:
+                keep(sample.record())
+    if config.output:
+        print(f"written to {config.output}: {len(jobs)} texts")
 
 
-def encode_prompt(text: str, tokenizer: Tokenizer, starts_documents: bool) -> list[int]:
-    """Token ids of the prompt; of an empty one, whatever starts a text in this dataset."""
-    if text:
-        return tokenizer.encode(text)
-    if starts_documents and tokenizer.end_of_text is not None:
-        return [tokenizer.end_of_text]
-    try:
-        return tokenizer.encode("\n")
-    except ValueError:  # a character vocabulary without line ends
-        return [0]
+def show(pieces: Iterator[tuple[int, str]], samples: list[Sample], titles: list[str]) -> None:
+    starts = [title + sample.prompt for title, sample in zip(titles, samples, strict=True)]
+    printer = Printer(starts)
+    for row, piece in pieces:
+        printer.write(row, piece)
+        if samples[row].finish_reason:
+            printer.end(row)
 
 
-def read_text(path: Path) -> str:
-    """Read a prompt. Raises ValueError that names the file if it is not UTF-8."""
-    try:
-        return path.read_bytes().decode()  # line ends as they are
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: {error}") from error
+def title(n: int, n_prompts: int, index: int, config: SampleConfig) -> str:
+    of_prompt = f"prompt {n} of {n_prompts}, " if n_prompts > 1 else ""
+    return f"--- {of_prompt}sample {index + 1} of {config.num_samples} (seed {config.seed})\n"
+
+
+def converse(
+    model: GPT, tokenizer: Tokenizer, starts_documents: bool, config: SampleConfig
+) -> None:
+    """Go on with what is typed, line after line, all of it one text."""
+    text = ""
+    for turn in itertools.count():
+        try:
+            line = input("> ")
+            asked = f"{text}\n{line}" if text else line
+            prompt = encode_prompt(asked, tokenizer, starts_documents)
+        except EOFError:
+            return print()
+        except KeyboardInterrupt:
+            print()
+            continue
+        except ValueError as error:
+            print(f"error: {error}")
+            continue
+        sample = Sample(asked, turn, tokenizer, config.stop)
+        with suppress(KeyboardInterrupt):
+            for _, piece in grow(model, [sample], [prompt], config):
+                print(piece, end="", flush=True)
+        sample.finish("interrupted")
+        print()
+        text = asked + sample.text
 
 
 def load_model(state: dict[str, Any], device: str) -> tuple[GPT, Tokenizer]:
@@ -148,14 +225,29 @@ def load_model(state: dict[str, Any], device: str) -> tuple[GPT, Tokenizer]:
     return model.to(device).eval(), load_tokenizer(state["tokenizer"])
 
 
+def read_input(config: SampleConfig) -> list[str]:
+    """The texts to continue, or the one to score."""
+    if config.prompts:
+        return read_prompts(config.prompts)
+    path = config.prompt_file or config.score
+    return [read_text(path) if path else config.prompt]
+
+
 def main() -> None:
     config = parse_config(SampleConfig)
+    texts = read_input(config)
     state = checkpoint.load(config.out_dir, config.checkpoint)
     model, tokenizer = load_model(state, find_device(config.device))
-    if config.prompt_file is not None:
-        config = replace(config, prompt=read_text(config.prompt_file), prompt_file=None)
-    prompt = encode_prompt(config.prompt, tokenizer, state["data"]["train"]["documents"] > 1)
-    write_samples(model, tokenizer, prompt, config)
+    model = convert(model, config.precision)
+    starts_documents = state["data"]["train"]["documents"] > 1
+    if config.score:
+        start = [tokenizer.end_of_text] if starts_documents and tokenizer.end_of_text else []
+        tokens = start + tokenizer.encode(texts[0])
+        print(f"{config.score}: {score(model, tokenizer, tokens, config.score_stride)}")
+    elif config.interactive:
+        converse(model, tokenizer, starts_documents, config)
+    else:
+        write_samples(model, tokenizer, texts, starts_documents, config)
 
 
 if __name__ == "__main__":

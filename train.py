@@ -48,7 +48,7 @@ class TrainConfig:
     eval_tokens: int = 0
     """Evaluate on the first so many tokens of the validation split; 0 for all of it."""
     samples: int = 2
-    """Texts to print at the end."""
+    """Texts to print at the end, after loss.png is drawn; 0 for neither."""
     device: DeviceName = "auto"
     """Where to train; auto takes the best that is here."""
     precision: Precision = "auto"
@@ -235,9 +235,9 @@ def conclude(run: Run) -> None:
     train_T, val_T = dataset.tokens("train"), dataset.tokens("val", config.eval_tokens)
     bigram = bigram_loss(train_T, val_T, dataset.vocab_size)
     settings = sample.SampleConfig(num_samples=config.samples, seed=config.seed)
-    prompt = sample.encode_prompt("", dataset.tokenizer, dataset.documents > 1)
-    sample.write_samples(run.model.eval(), dataset.tokenizer, prompt, settings)
-    report.conclude(config.out_dir, run.best_val_loss, bigram, dataset.bits_per_byte)
+    sample.write_samples(run.model.eval(), dataset.tokenizer, [""], dataset.documents > 1, settings)
+    picture = config.samples > 0
+    report.conclude(config.out_dir, run.best_val_loss, bigram, dataset.bits_per_byte, picture)
 
 
 def main() -> None:

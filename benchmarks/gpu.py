@@ -71,7 +71,7 @@ def race_to_target(session: Session) -> None:
     target = config.target
     given = (f"--data.path={data}", *session.sizes.race)
     own = ours.train(config.race_config, folder / "race", *given, limit_seconds=session.left())
-    entry = Entry(US, SEED, own.finished, own.out_dir, {})
+    entry = Entry(US, SEED, len(own.updates), own.finished, own.out_dir)
     judge([entry], data, session.checkout)
     loss, seconds = entry.result["loss"], own.finished.seconds
     them = their_seconds_to(session, config.target)
@@ -107,8 +107,8 @@ def race_to_their_loss(session: Session) -> None:
     steps = session.speeds["modern"].steps_within(theirs.seconds / 2 * race.SAFETY)
     own = session.train("our_loss", *RECIPE, *training.few_steps(steps))
     entries = [
-        Entry(US, 0, own.finished, own.out_dir, {}),
-        Entry(THEM, 0, theirs, session.folder / "their_loss/ckpt.pt", {}),
+        Entry(US, 0, len(own.updates), own.finished, own.out_dir),
+        Entry(THEM, 0, 0, theirs, session.folder / "their_loss/ckpt.pt"),
     ]
     most = f"--most_tokens={session.sizes.judged_tokens}"
     judge(entries, session.data, session.checkout, most)

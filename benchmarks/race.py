@@ -1,5 +1,6 @@
 """`bench.py race`: nanoGPT's train.py and ours, in turn, on the same text."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -9,10 +10,11 @@ from benchmarks.machine import probe
 from benchmarks.nanogpt import Checkout
 from benchmarks.runs import temporary_folder
 from benchmarks.table import Tables
-from benchmarks.verdict import THEM, US, US_EQUAL, Entry, judge, summary
+from benchmarks.verdict import THEM, US, US_EQUAL, Entry, judge, reached, summary
 from data.format import SPLITS, token_file
 from engine.cli import at_least
 
+LONGER = 1.25  # a further try has so many times the steps
 SAFETY = 0.95  # of the other's time, so that a run of equal time does not end after it
 TINY_STEPS = 20
 TINY_CONTEXT = 16
@@ -72,6 +74,7 @@ def measure(config: RaceBench) -> Tables:
         for seed in range(config.seed, config.seed + config.repeats):
             entries += race(config, checkout, their_flags, data, seed, folder / str(seed))
         judge(entries, data, checkout, f"--device={config.device}")
+        entries += reach(config, entries, data, checkout, folder)
     return {"runs": [entry.row() for entry in entries], "summary": summary(entries, config.target)}
 
 
@@ -99,10 +102,31 @@ def race(
     longer = (*flags, f"--max_steps={steps}", f"--eval_every={steps}")
     second = ours.train(config.config, folder / "equal", *longer)
     return [
-        Entry(THEM, seed, theirs, folder / "theirs/ckpt.pt", {}),
-        Entry(US, seed, first.finished, first.out_dir, {}),
-        Entry(US_EQUAL, seed, second.finished, second.out_dir, {}),
+        Entry(THEM, seed, 0, theirs, folder / "theirs/ckpt.pt"),
+        Entry(US, seed, len(first.updates), first.finished, first.out_dir),
+        Entry(US_EQUAL, seed, steps, second.finished, second.out_dir),
     ]
+
+
+def reach(
+    config: RaceBench, entries: list[Entry], data: Path, checkout: Checkout, folder: Path
+) -> list[Entry]:
+    """Where ours ended above the other's loss: again with more steps, until it ends below.
+
+    The config's steps are enough for one text; another may be harder. At most those of the run
+    of equal time are tried.
+    """
+    steps, most = (next(e.steps for e in entries if e.side == name) for name in (US, US_EQUAL))
+    tried: list[Entry] = []
+    while reached(entries + tried) is None and (steps := math.ceil(LONGER * steps)) < most:
+        new: list[Entry] = []
+        for seed in range(config.seed, config.seed + config.repeats):
+            flags = (f"--data.path={data}", *config.our_flags(seed), f"--max_steps={steps}")
+            run = ours.train(config.config, folder / f"{seed}/{steps}", *flags)
+            new.append(Entry(f"{US}, more steps", seed, steps, run.finished, run.out_dir))
+        judge(new, data, checkout, f"--device={config.device}")
+        tried += new
+    return tried
 
 
 def read_text(path: Path, fewest: int = FEWEST_CHARACTERS) -> str:

@@ -2,7 +2,7 @@
 
 import json
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +20,19 @@ class Entry:
 
     side: str
     seed: int
+    steps: int
+    """Updates, of ours; 0 of theirs."""
     finished: Finished
     model: Path
     """Folder of our run, or nanoGPT's checkpoint."""
-    result: dict[str, float]
+    result: dict[str, float] = field(default_factory=dict)
     """What the evaluator says of it."""
 
     def row(self) -> Row:
         return {
             "run": self.side,
             "seed": str(self.seed),
+            "steps": self.steps or None,
             "whole process s": self.finished.seconds,
             "loss": self.result["loss"],
             "parameters": int(self.result["parameters"]),
@@ -51,13 +54,15 @@ def judge(entries: list[Entry], data: Path, checkout: Checkout, *flags: str) -> 
 def summary(entries: list[Entry], target: float) -> list[Row]:
     """The race in a few lines: medians over the rounds, and how many times less ours is."""
     theirs, own, equal = (side(entries, name) for name in (THEM, US, US_EQUAL))
-    reached = (
-        own["seconds"] if own["loss"] <= theirs["loss"] else f"not reached: {cell(own['loss'])}"
-    )
+    sooner = reached(entries)
     rows: list[tuple[str, Any, Any]] = [
         ("whole process, s", theirs["seconds"], own["seconds"]),
         ("loss on the whole validation split", theirs["loss"], own["loss"]),
-        ("time to nanoGPT's final loss, s", theirs["seconds"], reached),
+        (
+            "time to nanoGPT's final loss, s",
+            theirs["seconds"],
+            f"not reached: {cell(own['loss'])}" if sooner is None else sooner["seconds"],
+        ),
         ("time of the run of equal time, s", theirs["seconds"], equal["seconds"]),
         ("loss at equal time", theirs["loss"], equal["loss"]),
         ("parameters", theirs["parameters"], own["parameters"]),
@@ -68,9 +73,21 @@ def summary(entries: list[Entry], target: float) -> list[Row]:
     return [{"median": what, THEM: a, US: b, "ratio": ratio(a, b)} for what, a, b in rows]
 
 
+def reached(entries: list[Entry]) -> dict[str, float] | None:
+    """Medians of our shortest runs that end at most at the other's loss, if any do."""
+    theirs = side(entries, THEM)["loss"]
+    own = [entry for entry in entries if entry.side not in (THEM, US_EQUAL)]
+    budgets = dict.fromkeys(entry.steps for entry in own)
+    ours_by_steps = (medians([e for e in own if e.steps == steps]) for steps in budgets)
+    return next((found for found in ours_by_steps if found["loss"] <= theirs), None)
+
+
 def side(entries: list[Entry], name: str) -> dict[str, float]:
     """Medians of one side."""
-    own = [entry for entry in entries if entry.side == name]
+    return medians([entry for entry in entries if entry.side == name])
+
+
+def medians(own: list[Entry]) -> dict[str, float]:
     return {
         "seconds": statistics.median(entry.finished.seconds for entry in own),
         "loss": statistics.median(entry.result["loss"] for entry in own),

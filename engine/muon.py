@@ -50,14 +50,19 @@ class Muon:
             mean.lerp_(gradient, 1 - self.momentum)
             ahead = gradient.lerp(mean, self.momentum)  # where the mean is heading (Nesterov)
             p.mul_(1 - rate * self.group.weight_decay)
-            n = 3 if name.endswith("c_attn.weight") else 1
-            for pair in zip(p.chunk(n), ahead.chunk(n), strict=True):
+            for pair in zip(p.split(rows := parts(name, p)), ahead.split(rows), strict=True):
                 by_shape[pair[0].shape].append(pair)
         for shape, pairs in by_shape.items():
             updates = orthogonalize(torch.stack([direction for _, direction in pairs]), self.dtype)
             scale = max(1, shape[0] / shape[1]) ** 0.5  # so that outputs change by about the rate
             for (matrix, _), update in zip(pairs, updates, strict=True):
                 matrix.add_(update, alpha=-rate * scale)
+
+
+def parts(name: str, matrix: Tensor) -> list[int]:
+    """Rows of the matrices in one: c_attn has C for the queries, the rest for keys and values."""
+    n_rows, C = matrix.shape
+    return [C, *[(n_rows - C) // 2] * 2] if name.endswith("c_attn.weight") else [n_rows]
 
 
 def orthogonalize(matrices_KMN: Tensor, dtype: torch.dtype) -> Tensor:

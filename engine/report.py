@@ -63,12 +63,16 @@ def plot_loss(out_dir: Path, levels: dict[str, float]) -> None:
     pyplot.close(figure)
 
 
-def conclude(out_dir: Path, best: float, bigram: float, to_bits: Callable[[float], float]) -> None:
+def conclude(
+    out_dir: Path, best: float, bigram: float, to_bits: Callable[[float], float], picture: bool
+) -> None:
     """Print the best loss beside a bigram model's, draw its course, and say what is next."""
     for name, loss in (("best", best), ("a bigram model's", bigram)):
         print(
             f"{name} validation loss: {loss:.4f} nats per token, {to_bits(loss):.4f} bits per byte"
         )
-    plot_loss(out_dir, {"bigram model": bigram})
-    print(f"written to {out_dir}: checkpoints, config.toml, metrics.jsonl, loss.png")
+    if picture:
+        plot_loss(out_dir, {"bigram model": bigram})
+    drawn = ", loss.png" * picture
+    print(f"written to {out_dir}: checkpoints, config.toml, metrics.jsonl{drawn}")
     print(f'next: python sample.py --out_dir={out_dir} --prompt="..."')

@@ -28,6 +28,7 @@ from benchmarks import (
 from benchmarks.encoding import rates
 from benchmarks.evaluator import split_loss
 from benchmarks.gpu import PARTS, attempt
+from benchmarks.nanogpt import Checkout
 from benchmarks.ours import Trained
 from benchmarks.race import RaceBench
 from benchmarks.runs import Finished, Line, python, run
@@ -118,9 +119,9 @@ def trained(seconds: float, *steps: float, **last: float) -> Trained:
     return Trained(Path(), Finished(seconds, 7 * 2**20, []), updates, 1.5, 2.2)
 
 
-def entry(side: str, seconds: float, loss: float, *lines: Line) -> Entry:
+def entry(side: str, seconds: float, loss: float, steps: int = 0) -> Entry:
     result = {"loss": loss, "parameters": 5}
-    return Entry(side, 1, Finished(seconds, 1, list(lines)), Path(), result)
+    return Entry(side, 1, steps, Finished(seconds, 1, []), Path(), result)
 
 
 # Children
@@ -327,6 +328,42 @@ def test_the_summary_is_of_medians_and_ratios() -> None:
     assert rows["time to nanoGPT's final loss, s"]["ours"] == 10
     assert rows["loss at equal time"]["ours"] == 1.6
     assert rows["time of the run of equal time, s"]["ours"] == 99
+
+
+def test_the_time_to_the_others_loss_is_that_of_the_fewest_steps_that_reach_it() -> None:
+    entries = [entry(THEM, 100, 1.8), entry(US, 10, 1.85, 175), entry(US_EQUAL, 99, 1.6, 2000)]
+    for seconds, loss, steps in ((12, 1.9, 219), (13, 1.7, 219), (14, 1.79, 219), (20, 1.5, 274)):
+        entries.append(entry("ours, more steps", seconds, loss, steps))
+    rows = {row["median"]: row for row in verdict.summary(entries, 0)}
+    row = rows["time to nanoGPT's final loss, s"]
+    assert (row["ours"], row["ratio"]) == (13, "7.69 ×")
+    assert rows["whole process, s"]["ours"] == 10
+
+
+def test_a_race_that_is_not_won_goes_on_with_more_steps_until_it_is(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    losses = {100: 2.0, 125: 1.9, 157: 1.8, 197: 1.7}
+    tried: list[int] = []
+
+    def train(config: Path, out_dir: Path, *flags: str) -> ours.Trained:
+        tried.append(int(flags[-1].removeprefix("--max_steps=")))
+        return trained(1.0, *[0.5] * tried[-1])
+
+    def judge(entries: list[Entry], *_: object) -> None:
+        for new in entries:
+            new.result = {"loss": losses[new.steps], "parameters": 1}
+
+    monkeypatch.setattr(ours, "train", train)
+    monkeypatch.setattr(race, "judge", judge)
+    entries = [entry(THEM, 100, 1.8), entry(US, 10, 2.0, 100), entry(US_EQUAL, 99, 1.5, 2000)]
+    config = RaceBench(nanogpt=tmp_path, text=tmp_path, repeats=2)
+    found = race.reach(config, entries, tmp_path, Checkout(tmp_path), tmp_path)
+    assert tried == [125, 125, 157, 157]
+    assert [new.steps for new in found] == tried
+    entries[2] = entry(US_EQUAL, 99, 1.5, 150)  # no time for 157
+    found = race.reach(config, entries, tmp_path, Checkout(tmp_path), tmp_path)
+    assert {new.steps for new in found} == {125}
 
 
 def test_a_loss_that_was_not_reached_is_said_with_the_loss() -> None:

@@ -167,6 +167,10 @@ def test_a_run_ends_with_samples_losses_a_picture_and_what_is_next(
     assert (tmp_path / "run/loss.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
 
+def test_a_run_without_samples_spends_no_time_on_a_picture(undisturbed: Path):
+    assert not (undisturbed / "loss.png").exists()
+
+
 def test_the_config_in_the_folder_repeats_the_run(tiny: Path, undisturbed: Path, tmp_path: Path):
     train_here(undisturbed / "config.toml", tmp_path / "again")
     assert outcome(tmp_path / "again") == outcome(undisturbed)

@@ -1,0 +1,1 @@
+"""From logits to text: the parts that sample.py is assembled from."""
