@@ -68,8 +68,8 @@ class ModelConfig:
             "n_head must divide n_embd": self.n_embd % n_head == 0,
             "modern's n_embd / n_head must be even": self.n_embd // n_head % 2 == 0
             or not self.is_modern,
-            "n_kv_head must divide n_head": n_head % (self.n_kv_head or n_head) == 0,
-            "gpt2's n_kv_head must be n_head": self.n_kv_head in (0, n_head) or self.is_modern,
+            "n_kv_head must divide n_head": self.n_head % (self.n_kv_head or n_head) == 0,
+            "gpt2's n_kv_head must be n_head": self.n_kv_head in (0, self.n_head) or self.is_modern,
             "dropout must be in [0, 1)": 0 <= self.dropout < 1,
             "rope_theta must be positive": self.rope_theta > 0,
             "gpt2's tie_embeddings must be True": self.tie_embeddings or self.is_modern,
@@ -237,8 +237,8 @@ class KVCache:
 
     def extend(self, layer: int, k_BKTD: Tensor, v_BKTD: Tensor) -> tuple[Tensor, Tensor]:
         """Write T positions; return the keys and values of all that the ring holds."""
-        self.k_LBKSD[layer].index_copy_(2, self.slots_T, k_BKTD)
-        self.v_LBKSD[layer].index_copy_(2, self.slots_T, v_BKTD)
+        for ring_LBKSD, new_BKTD in ((self.k_LBKSD, k_BKTD), (self.v_LBKSD, v_BKTD)):
+            ring_LBKSD[layer].index_copy_(2, self.slots_T, new_BKTD.type_as(ring_LBKSD))
         return self.k_LBKSD[layer, :, :, : self.used], self.v_LBKSD[layer, :, :, : self.used]
 
 

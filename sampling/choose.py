@@ -29,7 +29,7 @@ class Choice:
     min_p: float = 0.0
     """Choose among tokens at least this fraction as likely as the likeliest; 0 for all."""
     repetition_penalty: float = 1.0
-    """Divides the positive logits of tokens in the text so far, multiplies the others; 1 for none."""
+    """Divides the positive logits of tokens in the text so far, multiplies others; 1 for none."""
 
     def __post_init__(self) -> None:
         at_least(0, self, "temperature", "top_k")

@@ -36,7 +36,7 @@ class Decoder:
         self.windows = [prompt[-self.limit :] for prompt in prompts]
         self.size = min(self.limit, max(map(len, self.windows)) + max_new_tokens)
         self.random = [torch.Generator().manual_seed(mix_seed(*seed)) for seed in seeds]
-        self.n_drawn, self.is_static = 0, self.device.type == "cuda"
+        self.n_drawn = 0
         zeros = torch.zeros(NUMBERS_AT_ONCE, len(prompts), dtype=torch.float64)
         self.numbers_NB = zeros.to(self.device)
         self.turn = torch.zeros(1, dtype=torch.long, device=self.device)  # row of the next numbers
@@ -46,6 +46,11 @@ class Decoder:
         self.length = 0  # that the cache holds
         self.new: list[Tensor] = []  # tokens_B that the windows do not have yet
         self.next: Callable[[], Drawn] | None = None
+
+    @property
+    def is_static(self) -> bool:
+        """Whether each step is the same work on the same memory, for a graph to capture."""
+        return self.device.type == "cuda"
 
     def tokens_in(self, prompts: list[list[int]]) -> Tensor:
         """(B, V), True for the tokens of each prompt."""
@@ -58,9 +63,9 @@ class Decoder:
     def step(self) -> Drawn:
         """Draw the next token of each text, as tensors that the device may still be computing."""
         if self.n_drawn % NUMBERS_AT_ONCE == 0:
-            kind = {"dtype": torch.float64}
-            numbers = [torch.rand(NUMBERS_AT_ONCE, **kind, generator=own) for own in self.random]
-            self.numbers_NB.copy_(torch.stack(numbers, dim=1))
+            for row, own in enumerate(self.random):
+                numbers_N = torch.rand(NUMBERS_AT_ONCE, dtype=torch.float64, generator=own)
+                self.numbers_NB[:, row] = numbers_N
             self.turn.zero_()
         self.n_drawn += 1
         is_full = self.length == self.limit and not self.model.config.is_modern
@@ -154,6 +159,7 @@ def captured(function: Callable[[], Drawn], state: list[Tensor]) -> Callable[[],
 
     def again() -> Drawn:
         graph.replay()
-        return Drawn(*(None if tensor is None else tensor.clone() for tensor in drawn))
+        copies = [None if tensor is None else tensor.clone() for tensor in drawn[1:]]
+        return Drawn(drawn.tokens_B.clone(), *copies)
 
     return again

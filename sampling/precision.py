@@ -85,7 +85,7 @@ class Int8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         rows = x.flatten(0, -2)
         if len(rows) <= FEW_ROWS:
-            y = torch._weight_int8pack_mm(rows.contiguous(), self.weight_OI, self.scale_O)
+            y = torch.ops.aten._weight_int8pack_mm(rows, self.weight_OI, self.scale_O)
         else:
             y = F.linear(rows, self.weight_OI.to(x.dtype)) * self.scale_O
         y = y if self.bias is None else y + self.bias

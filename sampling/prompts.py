@@ -10,7 +10,7 @@ STDIN = "-"
 
 
 def read_text(path: Path) -> str:
-    """Read a text, line ends as they are; of `-`, standard input. Raises ValueError if it is none."""
+    """Read a text, line ends as they are; `-` is standard input. Raises ValueError if none."""
     try:
         data = sys.stdin.buffer.read() if str(path) == STDIN else path.read_bytes()
         text = data.decode()

@@ -36,7 +36,8 @@ def score(model: GPT, tokenizer: Tokenizer, tokens: list[int], stride: int = 1) 
     """Score all tokens but the first, which has nothing before it.
 
     Windows as long as the context move by `stride` tokens, and each predicts those that the one
-    before did not: with 1 a token sees all that fits, with more it is sooner done.
+    before did not: with 1 a token sees all that fits, with more, up to the context, it is sooner
+    done.
     """
     if len(tokens) < 2:
         raise ValueError(f"a text must have at least 2 tokens to be scored: got {len(tokens)}")
@@ -52,6 +53,7 @@ def losses(model: GPT, tokens_N: Tensor, stride: int) -> Iterator[Tensor]:
     size, last = model.config.context_length, len(tokens_N) - 1
     first = min(size, last)
     yield window_losses(model, tokens_N[None, : first + 1], first)
+    stride = min(stride, size)
     ends = range(first + stride, last + 1, stride)
     at_once = max(1, TOKENS_PER_PASS // size)
     for i in range(0, len(ends), at_once):

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 import model as model_file
 from engine.report import count_parameters
-from model import GPT, KVCache, ModelConfig
+from model import GPT, CausalSelfAttention, KVCache, ModelConfig
 
 SMALL = ModelConfig(vocab_size=31, context_length=12, n_layer=2, n_head=2, n_embd=16)
 
@@ -78,6 +78,9 @@ def count(config: ModelConfig) -> dict[str, int]:
             {"architecture": "modern", "n_head": 16},
             "modern's n_embd / n_head must be even: got n_head=16, n_embd=16",
         ),
+        ({"architecture": "modern", "n_kv_head": 3}, "n_kv_head must divide n_head: got"),
+        ({"n_kv_head": 1}, "gpt2's n_kv_head must be n_head: got n_head=2, n_kv_head=1"),
+        ({"n_kv_head": -1}, "n_kv_head must be at least 0: got n_kv_head=-1"),
     ],
 )
 def test_an_impossible_config_is_refused_with_the_rule_and_the_values(changes, message):
@@ -171,7 +174,7 @@ def test_the_number_of_layers_alone_gives_the_width_and_heads_of_64(n_layer: int
 
 
 def test_sizes_that_are_given_stay():
-    config = ModelConfig(vocab_size=11, n_layer=3, n_embd=32, n_head=4)
+    config = ModelConfig(vocab_size=11, n_layer=3, n_embd=32, n_head=4, n_kv_head=4)
     assert config.sized() == config
 
 
@@ -351,25 +354,108 @@ def test_each_setting_of_attention_runs_its_own_function(
 # --- The cache ------------------------------------------------------------------------------------
 
 
-def memory_of(cache: list[KVCache]) -> list[int]:
-    return [tensor.data_ptr() for layer in cache for tensor in (layer.k_BHSD, layer.v_BHSD)]
+def memory_of(cache: KVCache) -> list[int]:
+    return [tensor.data_ptr() for tensor in (cache.k_LBKSD, cache.v_LBKSD)]
 
 
 @both_architectures
 @both_attentions
+@pytest.mark.parametrize("static", [False, True])
 @pytest.mark.parametrize("chunks", [(12,), (1,) * 12, (11, 1), (5, 1, 4, 2)], ids=str)
 @torch.no_grad()
 def test_logits_with_a_cache_equal_logits_without_at_every_position(
-    architecture, attention, chunks
+    architecture, attention, static, chunks
 ):
     gpt = randomised(small(architecture=architecture, attention=attention)).double()
     tokens_BT = random_tokens(gpt.config, B=3)
-    cache = gpt.new_cache(3)
+    cache = gpt.new_cache(3, static=static)
     memory = memory_of(cache)
     logits_BTV = torch.cat([gpt(part_BT, cache=cache) for part_BT in tokens_BT.split(chunks, 1)], 1)
     torch.testing.assert_close(logits_BTV, gpt(tokens_BT), rtol=0, atol=1e-10)
-    assert [layer.length for layer in cache] == [12, 12]
+    assert cache.length == int(cache.end) == 12
     assert memory_of(cache) == memory  # allocated once
+
+
+@both_architectures
+@both_attentions
+@pytest.mark.parametrize("static", [False, True])
+@torch.no_grad()
+def test_rows_that_begin_late_have_the_logits_that_they_have_alone(architecture, attention, static):
+    gpt = randomised(small(architecture=architecture, attention=attention)).double()
+    tokens_BT, starts = random_tokens(gpt.config, B=3), [4, 0, 7]
+    cache = gpt.new_cache(3, starts_B=torch.tensor(starts), static=static)
+    parts = tokens_BT.split((9, 1, 1, 1), 1)
+    logits_BTV = torch.cat([gpt(part_BT, cache=cache) for part_BT in parts], 1)
+    for row, start in enumerate(starts):
+        alone_1TV = gpt(tokens_BT[row : row + 1, start:])
+        torch.testing.assert_close(logits_BTV[row, start:], alone_1TV[0], rtol=0, atol=1e-10)
+
+
+@both_attentions
+@pytest.mark.parametrize("static", [False, True])
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("n_kv_head", [1, 2])
+@torch.no_grad()
+def test_beyond_the_context_each_layer_of_a_token_sees_the_latest_positions(
+    monkeypatch, attention, static, late, n_kv_head
+):
+    config = small(architecture="modern", attention=attention, n_kv_head=n_kv_head)
+    gpt, size, T = randomised(config).double(), config.context_length, 40
+    starts = [3, 0] if late else [0, 0]
+    tokens_BT = random_tokens(config, T=T)
+    starts_B = torch.tensor(starts) if late else None
+    cache = gpt.new_cache(2, starts_B=starts_B, static=static)
+    parts = [tokens_BT[:, :5], *tokens_BT[:, 5:].split(1, 1)]
+    logits_BTV = torch.cat([gpt(part_BT, cache=cache) for part_BT in parts], 1)
+    # all at once, by a mask with a band of the context's width
+    banded = lambda T, S, device: torch.ones(T, S, dtype=torch.bool).tril(S - T).triu(1 - size)  # noqa: E731
+    monkeypatch.setattr(model_file, "causal_mask", banded)
+    gpt.config = replace(gpt.config, context_length=T)
+    for module in gpt.modules():
+        if isinstance(module, CausalSelfAttention):
+            module.config = replace(module.config, attention="explicit")
+    for row, start in enumerate(starts):
+        whole_1TV = gpt(tokens_BT[row : row + 1, start:])
+        torch.testing.assert_close(logits_BTV[row, start:], whole_1TV[0], rtol=0, atol=1e-10)
+
+
+@torch.no_grad()
+def test_the_logits_of_the_last_positions_are_those_of_all():
+    gpt = randomised(small())
+    tokens_BT = random_tokens(gpt.config)
+    torch.testing.assert_close(gpt(tokens_BT, last=3), gpt(tokens_BT)[:, -3:])
+
+
+@both_attentions
+@torch.no_grad()
+def test_grouped_queries_equal_full_attention_with_repeated_keys_and_values(attention):
+    config = small(architecture="modern", attention=attention, n_head=4, n_kv_head=2)
+    grouped, full = randomised(config), randomised(replace(config, n_kv_head=4))
+    full.load_state_dict(grouped.state_dict() | repeated_keys_and_values(grouped))
+    tokens_BT = random_tokens(config)
+    torch.testing.assert_close(grouped(tokens_BT), full(tokens_BT))
+    caches = [gpt.new_cache(2) for gpt in (grouped, full)]
+    assert caches[0].k_LBKSD.numel() * 2 == caches[1].k_LBKSD.numel()
+    for part_BT in tokens_BT.split((6, 1, 5), 1):
+        logits = [
+            gpt(part_BT, cache=cache) for gpt, cache in zip((grouped, full), caches, strict=True)
+        ]
+        torch.testing.assert_close(*logits)
+
+
+def repeated_keys_and_values(gpt: GPT) -> dict[str, Tensor]:
+    """c_attn of each block with the rows of each key and value head as often as it is shared."""
+    C, kv = gpt.config.n_embd, gpt.config.n_kv_head * gpt.config.head_dim
+    state: dict[str, Tensor] = {}
+    for name, matrix in gpt.state_dict().items():
+        if name.endswith("c_attn.weight"):
+            q, *shared = matrix.split((C, kv, kv))
+            heads = [m.unflatten(0, (-1, gpt.config.head_dim)) for m in shared]
+            group = gpt.config.n_head // gpt.config.n_kv_head
+            state[name] = torch.cat(
+                [q, *(h.repeat_interleave(group, 0).flatten(0, 1) for h in heads)]
+            )
+    return state
 
 
 @both_architectures
@@ -383,7 +469,7 @@ def test_a_sequence_beyond_the_context_is_refused_with_both_lengths(architecture
         gpt(random_tokens(gpt.config, T=13))
     with pytest.raises(ValueError, match=message):
         gpt(random_tokens(gpt.config, T=3), cache=cache)
-    assert [layer.length for layer in cache] == [10, 10]  # the refused tokens left no trace
+    assert cache.length == int(cache.end) == 10  # the refused tokens left no trace
 
 
 # --- Against transformers -------------------------------------------------------------------------
@@ -449,7 +535,9 @@ def qwen3_state(gpt: GPT) -> dict[str, Tensor]:
     }
     for layer, block in enumerate(gpt.blocks):
         prefix, ours = f"model.layers.{layer}.", block.state_dict()
-        for part, matrix in zip("qkv", ours["attn.c_attn.weight"].chunk(3), strict=True):
+        kv = gpt.config.n_kv_head * gpt.config.head_dim
+        rows = (gpt.config.n_embd, kv, kv)
+        for part, matrix in zip("qkv", ours["attn.c_attn.weight"].split(rows), strict=True):
             state[f"{prefix}self_attn.{part}_proj.weight"] = matrix
         for name, theirs in QWEN3_NAMES.items():
             state[f"{prefix}{theirs}.weight"] = ours[f"{name}.weight"]
@@ -458,11 +546,13 @@ def qwen3_state(gpt: GPT) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("tie_embeddings", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("rope_theta", [10_000.0, 100.0])
+@pytest.mark.parametrize("n_kv_head", [1, 2, 4])
 @torch.no_grad()
-def test_modern_gives_the_logits_of_transformers_qwen3(tie_embeddings, rope_theta):
+def test_modern_gives_the_logits_of_transformers_qwen3(tie_embeddings, rope_theta, n_kv_head):
     transformers = pytest.importorskip("transformers")
     config = small(architecture="modern", n_layer=3, n_embd=32, n_head=4, vocab_size=61)
-    gpt = randomised(replace(config, tie_embeddings=tie_embeddings, rope_theta=rope_theta))
+    changes = {"tie_embeddings": tie_embeddings, "rope_theta": rope_theta}
+    gpt = randomised(replace(config, n_kv_head=n_kv_head, **changes))
     peer = transformers.Qwen3ForCausalLM(
         transformers.Qwen3Config(
             vocab_size=61,
@@ -470,7 +560,7 @@ def test_modern_gives_the_logits_of_transformers_qwen3(tie_embeddings, rope_thet
             intermediate_size=gpt.config.n_inner,
             num_hidden_layers=3,
             num_attention_heads=4,
-            num_key_value_heads=4,
+            num_key_value_heads=n_kv_head,
             head_dim=gpt.config.head_dim,
             max_position_embeddings=12,
             rms_norm_eps=1e-6,

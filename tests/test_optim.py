@@ -22,13 +22,14 @@ MAX_STEPS = 1000
 both_architectures = pytest.mark.parametrize("architecture", ["gpt2", "modern"])
 
 
-def small(architecture: Any = "modern") -> GPT:
+def small(architecture: Any = "modern", n_kv_head: int = 2) -> GPT:
     torch.manual_seed(0)
     sizes: dict[str, Any] = {
         "vocab_size": 11,
         "context_length": 8,
         "n_layer": 2,
         "n_head": 2,
+        "n_kv_head": n_kv_head,
         "n_embd": 8,
     }
     return GPT(ModelConfig(architecture=architecture, **sizes))
@@ -137,12 +138,14 @@ def test_an_orthogonalized_matrix_in_bfloat16_is_nearly_that_in_float32():
     torch.testing.assert_close(rounded, exact, atol=0.05, rtol=0)
 
 
-def test_two_muon_updates_are_those_computed_matrix_by_matrix():
-    model, rate, decay, momentum = small(), 0.1, 0.5, 0.8
+@pytest.mark.parametrize("n_kv_head", [1, 2])
+def test_two_muon_updates_are_those_computed_matrix_by_matrix(n_kv_head: int):
+    model, rate, decay, momentum = small(n_kv_head=n_kv_head), 0.1, 0.5, 0.8
     config = OptimConfig(name="muon", muon_learning_rate=rate, muon_weight_decay=decay)
     _, muon = build_optimizers(model, replace(config, muon_momentum=momentum))
     matrices = {n: p for n, p in model.named_parameters() if n.startswith("blocks.") and p.ndim > 1}
     expected = {name: p.detach().clone() for name, p in matrices.items()}
+    C, kv = 8, n_kv_head * 4
     means = {name: torch.zeros_like(p) for name, p in matrices.items()}
     for step in range(2):
         torch.manual_seed(step)
@@ -152,11 +155,13 @@ def test_two_muon_updates_are_those_computed_matrix_by_matrix():
             assert p.grad is not None
             means[name] = momentum * means[name] + (1 - momentum) * p.grad
             ahead = momentum * means[name] + (1 - momentum) * p.grad  # Nesterov
-            parts = ahead.chunk(3) if "c_attn" in name else (ahead,)  # Q, K and V by themselves
-            turned = torch.cat([orthogonalize(part[None], torch.float32)[0] for part in parts])
-            rows, columns = parts[0].shape
-            expected[name] = expected[name] * (1 - rate * decay)
-            expected[name] -= rate * max(1, rows / columns) ** 0.5 * turned
+            rows = [C, kv, kv] if "c_attn" in name else [len(ahead)]  # Q, K and V by themselves
+            scaled = [
+                max(1, len(part) / part.shape[1]) ** 0.5
+                * orthogonalize(part[None], torch.float32)[0]
+                for part in ahead.split(rows)
+            ]
+            expected[name] = expected[name] * (1 - rate * decay) - rate * torch.cat(scaled)
         muon.step(1.0)
     for name, p in matrices.items():
         torch.testing.assert_close(p.detach(), expected[name], rtol=1e-4, atol=1e-5)

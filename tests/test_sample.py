@@ -1,5 +1,8 @@
 """Generation against NumPy, against a model without a cache, and as a user meets it."""
 
+import io
+import json
+import math
 import os
 import shutil
 import subprocess
@@ -13,24 +16,29 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import model as model_file
 import sample
 from data.tokenizer import ByteTokenizer, CharTokenizer, Tokenizer
-from engine import cli
+from engine import checkpoint, cli
 from helpers import REPOSITORY, train_here, write_tiny
 from model import GPT, KVCache, ModelConfig
-from sample import SampleConfig, distribution, encode_prompt, generate, write_samples
+from sample import SampleConfig, grow, write_samples
+from sampling.choose import distribution
+from sampling.decode import Decoder
+from sampling.output import Sample
+from sampling.prompts import encode_prompt, read_text
 
 LETTERS = CharTokenizer("abcdefgh", with_end_of_text=False)
 V = LETTERS.vocab_size
 both_architectures = pytest.mark.parametrize("architecture", ["gpt2", "modern"])
 
 
-def randomised(architecture: Any = "gpt2", vocab_size: int = V) -> GPT:
+def randomised(architecture: Any = "gpt2", vocab_size: int = V, **changes: Any) -> GPT:
     """A model whose logits differ widely from token to token."""
     torch.manual_seed(0)
     sizes: dict[str, Any] = {"context_length": 12, "n_layer": 2, "n_head": 2, "n_embd": 16}
     sizes |= {"vocab_size": vocab_size, "tie_embeddings": architecture == "gpt2"}
-    model = GPT(ModelConfig(architecture=architecture, **sizes)).eval()
+    model = GPT(ModelConfig(architecture=architecture, **sizes | changes)).eval()
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.5)
     return model
@@ -45,19 +53,38 @@ class Scripted(GPT):
         self.script, self.before = iter(script), lambda: None
 
     def forward(
-        self, tokens_BT: Tensor, targets_BT: Any = None, cache: list[KVCache] | None = None
+        self,
+        tokens_BT: Tensor,
+        targets_BT: Any = None,
+        cache: KVCache | None = None,
+        last: int = 0,
     ) -> Tensor:
         assert cache is not None
         self.before()
-        cache[0].length += tokens_BT.shape[1]
+        cache.place(tokens_BT.shape[1])
         logits_BTV = torch.zeros(1, 1, self.config.vocab_size)
         logits_BTV[0, 0, next(self.script)] = 10.0
         return logits_BTV
 
 
-def generated(model: GPT, prompt: list[int], index: int = 0, **settings: Any) -> list[int]:
+def generated_together(
+    model: GPT, prompts: list[list[int]], indices: list[int], **settings: Any
+) -> list[list[int]]:
+    """The tokens of texts that grow in one batch."""
     tokenizer = settings.pop("tokenizer", LETTERS)
-    return list(generate(model, prompt, tokenizer, SampleConfig(**settings), index))
+    config = SampleConfig(**settings)
+    samples = [Sample("", index, tokenizer, config.stop) for index in indices]
+    for _ in grow(model, samples, prompts, config):
+        pass
+    return [one.tokens for one in samples]
+
+
+def generated(model: GPT, prompt: list[int], index: int = 0, **settings: Any) -> list[int]:
+    return generated_together(model, [prompt], [index], **settings)[0]
+
+
+def of_one(logits_V: Tensor, config: SampleConfig) -> Tensor:
+    return distribution(logits_V[None], config)[0]
 
 
 # --- The distribution -----------------------------------------------------------------------------
@@ -108,14 +135,14 @@ def test_the_distribution_is_the_one_computed_with_numpy(settings: Any):
     for V in (2, 7, 60):
         for _ in range(40):
             logits_V = rng.normal(scale=2, size=V).astype(np.float32)
-            found_V = distribution(torch.from_numpy(logits_V), config).numpy()
+            found_V = of_one(torch.from_numpy(logits_V), config).numpy()
             expected_V = reference(logits_V.astype(np.float64), config)
             assert (found_V[expected_V == 0] == 0).all()
             np.testing.assert_allclose(found_V, expected_V, rtol=2e-4, atol=1e-7)
 
 
 def test_equal_logits_at_the_edge_of_k_all_stay():
-    probabilities_V = distribution(torch.tensor([3.0, 1.0, 3.0, 3.0]), SampleConfig(top_k=2))
+    probabilities_V = of_one(torch.tensor([3.0, 1.0, 3.0, 3.0]), SampleConfig(top_k=2))
     expected_V = torch.tensor([1.0, 0.0, 1.0, 1.0]) / 3
     torch.testing.assert_close(probabilities_V, expected_V, check_dtype=False)
 
@@ -123,7 +150,7 @@ def test_equal_logits_at_the_edge_of_k_all_stay():
 @pytest.mark.parametrize("temperature", [1e-45, 1e-300, 1e30])
 def test_no_temperature_is_too_low_or_too_high_to_draw_with(temperature: float):
     config = SampleConfig(temperature=temperature)
-    probabilities_V = distribution(torch.tensor([-50.0, 80.0, 79.0]), config)
+    probabilities_V = of_one(torch.tensor([-50.0, 80.0, 79.0]), config)
     likeliest = 1.0 if temperature < 1 else 1 / 3
     assert probabilities_V[1].item() == pytest.approx(likeliest)
 
@@ -136,14 +163,14 @@ def test_the_likeliest_token_is_never_cut():
         SampleConfig(temperature=1e-4),
     )
     for config in cuts:
-        probabilities_V = distribution(torch.tensor([0.1, 5.0, -2.0]), config)
+        probabilities_V = of_one(torch.tensor([0.1, 5.0, -2.0]), config)
         assert probabilities_V.tolist() == [0, 1, 0]
 
 
 def test_tokens_are_drawn_as_often_as_the_distribution_says():
     logits_V = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0, -1.5, -9.0, -9.0])
     model, n = Scripted([]), 4000
-    model.forward = lambda *_, **__: logits_V[None, None]  # type: ignore[method-assign]
+    model.forward = lambda *_, cache, **__: (cache.place(1), logits_V[None, None])[1]  # type: ignore[method-assign]
     settings: dict[str, Any] = {"temperature": 1.5, "top_k": 6}
     counts_V = np.bincount(generated(model, [0], max_new_tokens=n, **settings), minlength=V)
     expected_V = n * reference(logits_V.numpy().astype(float), SampleConfig(**settings))
@@ -181,9 +208,9 @@ def test_each_sample_is_the_same_whatever_their_number(
     num_samples: int, capsys: pytest.CaptureFixture[str]
 ):
     model, config = randomised(), SampleConfig(max_new_tokens=20, num_samples=num_samples)
-    write_samples(model, LETTERS, [1], config)
+    write_samples(model, LETTERS, ["b"], False, config)
     expected = [generated(model, [1], i, max_new_tokens=20) for i in range(num_samples)]
-    assert shown(capsys) == [LETTERS.decode(tokens) + "\n" for tokens in expected]
+    assert shown(capsys) == ["b" + LETTERS.decode(tokens) + "\n" for tokens in expected]
 
 
 def test_generation_stops_at_the_end_of_a_text():
@@ -210,11 +237,15 @@ def test_tokens_outside_the_vocabulary_are_never_produced():
 
 
 def greedy_without_cache(model: GPT, prompt: list[int], n: int) -> list[int]:
-    """Recompute everything for each token; when the context is full, keep its latest half."""
+    """Recompute everything for each token.
+
+    Learned positions: when the context is full, its latest half goes on. Rotary ones: all of the
+    text, in which each position sees the latest context_length.
+    """
     limit, text = model.config.context_length, list(prompt)
     first = max(0, len(prompt) - limit)
     for _ in range(n):
-        if len(text) - first > limit:
+        if len(text) - first > limit and not model.config.is_modern:
             first = len(text) - limit // 2
         logits_BTV = model(torch.tensor([text[first:]]))
         text.append(int(logits_BTV[0, -1].argmax()))
@@ -224,13 +255,51 @@ def greedy_without_cache(model: GPT, prompt: list[int], n: int) -> list[int]:
 @both_architectures
 @pytest.mark.parametrize("length", [1, 5, 11, 12, 13, 40])
 def test_text_is_what_a_model_without_a_cache_writes_past_the_context_too(
-    architecture: str, length: int
+    architecture: str, length: int, monkeypatch: pytest.MonkeyPatch
 ):
     model, rng = randomised(architecture), np.random.default_rng(length)
     prompt = rng.integers(V, size=length).tolist()
     tokens = generated(model, prompt, temperature=0.0, max_new_tokens=45)
+    if architecture == "modern":  # a window over any length, by a band in the mask
+        size = model.config.context_length
+        band = lambda T, S, device: torch.ones(T, S, dtype=torch.bool).tril(S - T).triu(1 - size)  # noqa: E731
+        monkeypatch.setattr(model_file, "causal_mask", band)
+        peer = randomised(architecture, context_length=100, attention="explicit")
+        peer.load_state_dict(model.state_dict())
+        prompt, model = prompt[-size:], peer
     assert tokens == greedy_without_cache(model, prompt, 45)
     assert len(set(tokens)) > 1
+
+
+@both_architectures
+@pytest.mark.parametrize("static", [False, True])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_each_text_of_a_batch_is_the_one_that_it_would_be_alone(
+    architecture: str, static: bool, temperature: float, monkeypatch: pytest.MonkeyPatch
+):
+    model, rng = randomised(architecture), np.random.default_rng(1)
+    prompts = [rng.integers(V, size=n).tolist() for n in (3, 12, 1, 9, 30)]
+    prompts, indices = [*prompts, prompts[0]], [0, 0, 3, 1, 0, 7]
+    settings: dict[str, Any] = {"temperature": temperature, "max_new_tokens": 40}
+    pairs = list(zip(prompts, indices, strict=True))
+    alone = [generated(model, prompt, index, **settings) for prompt, index in pairs]
+    if static:  # what a captured graph does, without capturing it
+        monkeypatch.setattr(Decoder, "is_static", True)
+    assert generated_together(model, prompts, indices, **settings) == alone
+    assert len(set(map(tuple, alone))) > 3
+
+
+def test_a_prompt_is_read_once_for_all_of_its_samples(monkeypatch: pytest.MonkeyPatch):
+    model, passes = randomised(), []
+    forward = model.forward
+
+    def counted(tokens_BT: Tensor, **how: Any) -> Tensor:
+        passes.append(tuple(tokens_BT.shape))
+        return forward(tokens_BT, **how)
+
+    monkeypatch.setattr(model, "forward", counted)
+    generated_together(model, [[1, 2, 3]] * 5, list(range(5)), max_new_tokens=3)
+    assert passes == [(1, 3), (5, 1), (5, 1)]
 
 
 @both_architectures
@@ -251,7 +320,7 @@ def test_the_stream_is_the_text_and_never_breaks_a_character(
     model = Scripted(tokens)
     model.before = lambda: pieces.append(capsys.readouterr().out)
     config = SampleConfig(temperature=0.0, max_new_tokens=len(tokens))
-    write_samples(model, ByteTokenizer(), [0], config)
+    write_samples(model, ByteTokenizer(), [""], False, config)
     pieces.append(capsys.readouterr().out)
     assert "".join(pieces[1:]) == text + "\n"
     assert "\ufffd" not in "".join(pieces)
@@ -262,7 +331,7 @@ def test_the_stream_is_the_text_and_never_breaks_a_character(
 
 def test_a_character_that_was_cut_off_is_shown_as_such(capsys: pytest.CaptureFixture[str]):
     config = SampleConfig(temperature=0.0, max_new_tokens=3)
-    write_samples(Scripted(list("a🙂".encode())), ByteTokenizer(), [0], config)
+    write_samples(Scripted(list("a🙂".encode())), ByteTokenizer(), [""], False, config)
     assert shown(capsys) == ["a\ufffd\n"]
 
 
@@ -340,7 +409,7 @@ def test_the_same_command_writes_the_same_text_and_another_seed_another(script: 
 
 def test_a_prompt_file_keeps_its_line_ends(tmp_path: Path):
     (tmp_path / "prompt.txt").write_bytes(b"one\r\ntwo")
-    assert sample.read_text(tmp_path / "prompt.txt") == "one\r\ntwo"
+    assert read_text(tmp_path / "prompt.txt") == "one\r\ntwo"
 
 
 @pytest.mark.parametrize("name", ["best", "last"])
@@ -370,8 +439,19 @@ def test_a_prompt_is_shown_and_continued_from_the_command_line_or_a_file(
         (["--min_p=1.1"], "min_p must be in [0, 1]: got 1.1"),
         (["--num_samples=-1"], "num_samples must be at least 0: got -1"),
         (["--max_new_tokens=-1"], "max_new_tokens must be at least 0: got -1"),
+        (["--batch_size=0"], "batch_size must be at least 1: got 0"),
+        (["--show_top=-1"], "show_top must be at least 0: got -1"),
+        (["--score_stride=0"], "score_stride must be at least 1: got 0"),
+        (["--repetition_penalty=0"], "repetition_penalty must be positive and finite: got 0.0"),
+        (["--stop", ""], "a stop string must not be empty"),
+        (["--precision=int4"], "Expected one of ('auto', 'float32', 'bfloat16', 'int8')"),
+        (["--score=nowhere.txt"], "nowhere.txt: No such file or directory"),
+        (["--interactive", "--prompts=a.txt"], "got prompts and interactive"),
         (["--seed=-1"], "seed must be at least 0: got -1"),
-        (["--prompt=a", "--prompt_file=b"], "give prompt or prompt_file, not both"),
+        (
+            ["--prompt=a", "--prompt_file=b"],
+            "interactive, score: got prompt and prompt_file",
+        ),
         (["--prompt_file=nowhere.txt"], "nowhere.txt: No such file or directory"),
         (["--prompt=aXbY"], "the character vocabulary lacks 'X', 'Y', 'b': use the characters"),
         (["--out_dir=nowhere"], "nowhere holds no checkpoint: train one with `python train.py"),
@@ -406,3 +486,157 @@ def test_a_reader_that_has_seen_enough_ends_sampling_quietly(trained: Path):
     )
     assert said.stdout.split() == ["2", "0"]
     assert said.stderr == ""
+
+
+def test_standard_input_is_a_prompt_where_a_dash_names_it(
+    script: Script, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("aé…".encode())))
+    assert script("--prompt_file=-") == script("--prompt=aé…")
+
+
+def test_each_line_of_a_file_is_continued_as_it_would_be_alone(script: Script, tmp_path: Path):
+    prompts = ["aé", "…", "nor a", "aé"]
+    (tmp_path / "lines.txt").write_text("aé\n\n…\nnor a\naé\n", encoding="utf-8")
+    lines = "".join(
+        json.dumps({"text" if n else "prompt": p}) + "\n" for n, p in enumerate(prompts)
+    )
+    (tmp_path / "lines.jsonl").write_text(lines, encoding="utf-8")
+    alone = [script(f"--prompt={p}", "--num_samples=2")[1].split("--- ")[1:] for p in prompts]
+    for name in ("lines.txt", "lines.jsonl"):
+        for batch_size in (1, 3, 100):
+            flags = (
+                f"--prompts={tmp_path / name}",
+                "--num_samples=2",
+                f"--batch_size={batch_size}",
+            )
+            together = script(*flags)[1].split("--- ")[1:]
+            texts = [text.split("\n", 1)[1] for text in together]
+            assert texts == [text.split("\n", 1)[1] for pair in alone for text in pair]
+            assert together[2].startswith("prompt 2 of 4, sample 1 of 2 (seed 1337)\n…")
+
+
+def test_a_file_of_samples_holds_texts_tokens_and_their_probabilities(
+    script: Script, trained: Path, tmp_path: Path
+):
+    out = tmp_path / "samples.jsonl"
+    flags = ("--prompt=aé", "--num_samples=3", "--temperature=1.5", "--top_k=4", "--stop", "l")
+    code, said, _ = script(*flags, f"--output={out}")
+    assert (code, said) == (0, f"written to {out}: 3 texts\n")
+    model, tokenizer = sample.load_model(checkpoint.load(trained, "best"), "cpu")
+    model.requires_grad_(False)
+    printed = script(*flags)[1].split("--- sample ")[1:]
+    for n, line in enumerate(out.read_text(encoding="utf-8").splitlines()):
+        record = json.loads(line)
+        assert (record["prompt"], record["sample"]) == ("aé", n)
+        assert printed[n].split("\n", 1)[1] == "aé" + record["text"] + "\n"
+        stopped = record["finish_reason"] == "stop"
+        assert tokenizer.decode(record["token_ids"]) == record["text"] + "l" * stopped
+        assert stopped or (record["finish_reason"], len(record["token_ids"])) == ("length", 20)
+        text = tokenizer.encode("aé") + record["token_ids"]
+        log_p_TV = [
+            model(torch.tensor([text[:end][-16:]]))[0, -1].log_softmax(-1)
+            for end in range(2, len(text))
+        ]
+        if len(text) <= 16:  # as long as nothing has left the context
+            expected = [float(log_p_V[t]) for log_p_V, t in zip(log_p_TV, text[2:], strict=True)]
+            assert record["log_probabilities"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_computed(
+    script: Script, tmp_path: Path
+):
+    code, text, error = script(f"--output={tmp_path / 'missing/samples.jsonl'}")
+    assert (code, text) == (2, "")
+    assert "No such file or directory" in error
+
+
+def test_an_error_while_samples_are_written_leaves_the_old_file_whole(
+    script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    out = tmp_path / "samples.jsonl"
+    out.write_text("old\n")
+
+    def broken(*_: object) -> str:
+        raise ValueError("broken")
+
+    monkeypatch.setattr(Sample, "feed", broken)
+    assert script(f"--output={out}")[0] == 2
+    assert (out.read_text(), list(tmp_path.iterdir())) == ("old\n", [out])
+
+
+def test_the_top_tokens_are_shown_with_the_models_own_probabilities(script: Script, trained: Path):
+    flags = ("--prompt=aé", "--show_top=3", "--max_new_tokens=4", "--temperature=0")
+    lines = script(*flags)[1].splitlines()[1:]
+    model, tokenizer = sample.load_model(checkpoint.load(trained, "best"), "cpu")
+    model.requires_grad_(False)
+    text = tokenizer.encode("aé")
+    lines[0] = lines[0].removeprefix("aé")
+    for line in lines[:4]:
+        p_V = model(torch.tensor([text]))[0, -1].softmax(-1)
+        top = p_V.topk(3)
+        shown = [
+            f'"{tokenizer.decode([t])}" {p:.1%}'
+            for t, p in zip(top.indices.tolist(), top.values.tolist(), strict=True)
+        ]
+        assert line.split(" | ")[1].replace("\\n", "\n") == "  ".join(shown)
+        assert line.startswith(f"{float(top.values[0]):6.1%} ")
+        text.append(int(top.indices[0]))
+
+
+class Typing:
+    """Lines as if typed; an exception is raised instead of a line."""
+
+    def __init__(self, *lines: str | type[BaseException]) -> None:
+        self.lines = iter(lines)
+
+    def __call__(self, prompt: str) -> str:
+        line = next(self.lines, EOFError)
+        if isinstance(line, str):
+            return line
+        raise line
+
+
+def test_a_session_goes_on_with_all_that_was_typed_and_said(
+    script: Script, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("builtins.input", Typing("aé", "X", KeyboardInterrupt, "nor"))
+    code, said, _ = script("--interactive", "--max_new_tokens=5", "--temperature=0")
+    assert code == 0
+    first = script("--prompt=aé", "--max_new_tokens=5", "--temperature=0")[1].split("\n", 1)[1][:-1]
+    second = script(f"--prompt={first}\nnor", "--max_new_tokens=5", "--temperature=0")[1]
+    answers = [first.removeprefix("aé"), second.split("\n", 1)[1].removeprefix(f"{first}\nnor")]
+    assert said.startswith(answers[0] + "\nerror: the character vocabulary lacks 'X'")
+    assert said.endswith("\n" + answers[1] + "\n")
+
+
+def test_ctrl_c_ends_an_answer_and_not_the_session(script: Script, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("builtins.input", Typing("aé", "nor"))
+    feed, calls = Sample.feed, []
+
+    def interrupted(self: Sample, *step: Any) -> str:
+        calls.append(self.index)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return feed(self, *step)
+
+    monkeypatch.setattr(Sample, "feed", interrupted)
+    assert script("--interactive", "--max_new_tokens=5")[0] == 0
+    assert calls == [0, 0, 0, 1, 1, 1, 1, 1]
+
+
+def test_a_text_is_scored_with_loss_perplexity_and_bits_per_byte(
+    script: Script, trained: Path, tmp_path: Path
+):
+    text = "nor a…é mor"
+    (tmp_path / "text.txt").write_text(text, encoding="utf-8")
+    model, tokenizer = sample.load_model(checkpoint.load(trained, "best"), "cpu")
+    tokens_1T = torch.tensor([tokenizer.encode(text)])
+    loss = float(model(tokens_1T[:, :-1], tokens_1T[:, 1:]))
+    bits = loss * 10 / math.log(2) / (len(text.encode()) - 1)
+    code, said, _ = script(f"--score={tmp_path / 'text.txt'}")
+    assert code == 0
+    expected = (
+        f"loss {loss:.4f} nats per token, perplexity {math.exp(loss):.4g}, {bits:.4f} bits per byte"
+    )
+    assert said == f"{tmp_path / 'text.txt'}: 10 tokens, 13 bytes: {expected}\n"

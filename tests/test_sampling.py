@@ -1,0 +1,317 @@
+"""The parts of the sampler, each against a direct computation."""
+
+import copy
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from data.tokenizer import ByteTokenizer, CharTokenizer
+from model import GPT, ModelConfig
+from sample import SampleConfig
+from sampling import precision
+from sampling.choose import choose, distribution, draw, penalized
+from sampling.output import Printer, Sample, longest_start, name, records
+from sampling.precision import Int8Linear, PackedLinear, convert
+from sampling.prompts import read_prompts
+from sampling.score import score
+
+BYTES = ByteTokenizer()
+
+
+def small(**changes: Any) -> GPT:
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"vocab_size": 40, "context_length": 12, "n_layer": 2}
+    sizes |= {"n_embd": 64, "n_head": 2}
+    model = GPT(ModelConfig(**(sizes | changes))).eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+# --- Choosing -------------------------------------------------------------------------------------
+
+
+def test_each_row_of_a_batch_has_the_distribution_that_it_has_alone():
+    logits_BV = torch.randn(5, 30)
+    config = SampleConfig(temperature=0.7, top_k=20, top_p=0.8, min_p=0.05)
+    together_BV = distribution(logits_BV, config)
+    for row in range(5):
+        assert torch.equal(together_BV[row], distribution(logits_BV[row : row + 1], config)[0])
+
+
+def test_a_number_draws_the_token_at_which_the_probabilities_pass_it():
+    p_BV = torch.tensor([[0.0, 0.25, 0.0, 0.75, 0.0]]).expand(6, -1)
+    numbers_B = torch.tensor([0.0, 0.2499, 0.25, 0.9, 1 - 2**-53, 0.6], dtype=torch.float64)
+    assert draw(p_BV, numbers_B).tolist() == [1, 1, 3, 3, 3, 3]
+
+
+def test_the_penalty_lowers_the_tokens_seen_as_numpy_computes():
+    logits_BV, seen_BV = torch.randn(3, 9), torch.rand(3, 9) < 0.5
+    found_BV = penalized(logits_BV, seen_BV, 1.3)
+    for row in range(3):
+        for token in range(9):
+            logit = logits_BV[row, token].item()
+            lower = logit / 1.3 if logit > 0 else logit * 1.3
+            expected = lower if seen_BV[row, token] else logit
+            assert found_BV[row, token].item() == pytest.approx(expected)
+
+
+def test_the_penalty_is_transformers_own():
+    transformers = pytest.importorskip("transformers")
+    logits_BV, tokens_BT = torch.randn(2, 9), torch.tensor([[1, 5, 5], [0, 2, 8]])
+    seen_BV = torch.zeros(2, 9, dtype=torch.bool).scatter(1, tokens_BT, True)
+    theirs = transformers.RepetitionPenaltyLogitsProcessor(1.7)
+    expected_BV = theirs(tokens_BT, logits_BV.clone())
+    torch.testing.assert_close(penalized(logits_BV, seen_BV, 1.7), expected_BV)
+
+
+def test_all_cuts_together_are_transformers_warpers_in_their_order():
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    logits_BV = 2 * torch.randn(50, 40)
+    config = SampleConfig(temperature=1.4, top_k=25, top_p=0.9, min_p=0.04)
+    warpers = [
+        transformers.TemperatureLogitsWarper(1.4),
+        transformers.TopKLogitsWarper(25),
+        transformers.TopPLogitsWarper(0.9),
+        transformers.MinPLogitsWarper(0.04),
+    ]
+    expected_BV = logits_BV
+    for warper in warpers:
+        expected_BV = warper(torch.zeros(50, 1, dtype=torch.long), expected_BV)
+    torch.testing.assert_close(distribution(logits_BV, config), expected_BV.softmax(-1))
+
+
+def test_probabilities_are_the_models_own_before_penalty_and_temperature():
+    logits_BV, seen_BV = torch.randn(2, 9), torch.ones(2, 9, dtype=torch.bool)
+    config = SampleConfig(temperature=0, repetition_penalty=2.0)
+    drawn = choose(logits_BV, seen_BV, torch.zeros(2, dtype=torch.float64), config, top=3)
+    log_p_BV = logits_BV.log_softmax(-1)
+    assert drawn.log_p_B is not None
+    assert drawn.top_BK is not None
+    torch.testing.assert_close(drawn.log_p_B, log_p_BV[torch.arange(2), drawn.tokens_B])
+    assert torch.equal(drawn.top_BK, log_p_BV.topk(3).indices)
+
+
+# --- Stops ----------------------------------------------------------------------------------------
+
+
+def grown(text: str, *stops: str) -> tuple[Sample, list[str]]:
+    """A sample that was fed the bytes of a text one by one, and what it showed at each."""
+    one = Sample("", 0, BYTES, stops)
+    pieces = []
+    for byte in text.encode():
+        if one.finish_reason is None:
+            pieces.append(one.feed(byte))
+    pieces.append(one.finish("length"))
+    return one, pieces
+
+
+@pytest.mark.parametrize(
+    ("text", "stops", "shown", "reason"),
+    [
+        ("one END two", ("END",), "one ", "stop"),
+        ("one EN two", ("END",), "one EN two", "length"),
+        ("one EN", ("END",), "one EN", "length"),
+        ("aaab", ("aab",), "a", "stop"),
+        ("x y z", ("z", "y"), "x ", "stop"),
+        ("abc", ("bcd", "abcd"), "abc", "length"),
+        ("héé🙂!", ("🙂",), "héé", "stop"),
+        ("END", ("END",), "", "stop"),
+    ],
+)
+def test_a_text_ends_before_a_stop_string_even_one_in_pieces(text, stops, shown, reason):
+    one, pieces = grown(text, *stops)
+    assert (one.text, one.finish_reason) == (shown, reason)
+    assert "".join(pieces) == shown
+
+
+def test_no_part_of_a_stop_string_is_ever_shown():
+    for n in range(1, 20):
+        _, pieces = grown(("a" + "x" * n) + "STOP", "STOP")
+        assert "S" not in "".join(pieces)
+    _, pieces = grown("abSTx", "STOP")
+    assert pieces == ["a", "b", "", "", "STx", ""]  # shown as soon as it is no stop string
+
+
+def test_the_end_of_text_ends_a_sample_and_is_no_token_of_it():
+    one = Sample("", 0, BYTES)
+    shown = one.feed(65) + one.feed(256)
+    assert (shown, one.tokens, one.finish_reason) == ("A", [65], "end_of_text")
+
+
+def test_the_longest_start_of_a_stop_string_is_held():
+    assert longest_start("a EN", ("END", "N")) == 2
+    assert longest_start("a END", ("END",)) == 0
+    assert longest_start("", ("END",)) == 0
+
+
+# --- What is shown and kept -----------------------------------------------------------------------
+
+
+def test_samples_are_shown_in_order_whatever_the_order_of_their_ends(
+    capsys: pytest.CaptureFixture[str],
+):
+    printer = Printer(["[1]", "[2]", "[3]"])
+    for row, piece in ((2, "c"), (0, "a"), (1, "b"), (0, "A")):
+        printer.write(row, piece)
+    assert capsys.readouterr().out == "[1]aA"
+    printer.end(1)
+    printer.end(0)
+    assert capsys.readouterr().out == "\n[2]b\n[3]c"
+    printer.write(2, "C")
+    printer.end(2)
+    assert capsys.readouterr().out == "C\n"
+
+
+def test_a_file_holds_what_was_finished_when_ctrl_c_came(tmp_path: Path):
+    def interrupted() -> None:
+        with records(tmp_path / "a.jsonl") as keep:
+            keep({"a": "é"})
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert (tmp_path / "a.jsonl").read_text(encoding="utf-8") == '{"a": "é"}\n'
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("token", "shown"), [(10, '"\\n"'), (34, '"\\""'), (200, "b'\\xc8'"), (256, '"<|endoftext|>"')]
+)
+def test_a_token_is_named_as_a_string_or_as_bytes(token: int, shown: str):
+    assert name(BYTES, token) == shown
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("a.txt", "\n \n", "a.txt holds no prompts"),
+        ("a.txt", "", "a.txt is empty"),
+        ("a.jsonl", '{"prompt": "a"}\nb\n', "a.jsonl, prompt 2 is not JSON"),
+        ("a.jsonl", '{"prompt": ""}', "a.jsonl, prompt 1 must be an object with a text as its"),
+        ("a.jsonl", "[1]", "a.jsonl, prompt 1 must be an object"),
+    ],
+)
+def test_a_file_without_prompts_is_refused(tmp_path: Path, file: str, text: str, message: str):
+    (tmp_path / file).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_prompts(tmp_path / file)
+
+
+# --- Scores ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "modern"])
+@pytest.mark.parametrize("n", [2, 12, 13, 14, 40])
+def test_the_score_is_that_of_each_token_after_all_that_fits(architecture: Any, n: int):
+    model, rng = small(architecture=architecture), np.random.default_rng(n)
+    tokenizer = CharTokenizer(
+        "".join(chr(97 + i) for i in range(26)) + "ABCDEFéöüáíóúâ", with_end_of_text=False
+    )
+    tokens = rng.integers(40, size=n).tolist()
+    expected = 0.0
+    for end in range(1, n):
+        seen_1T = torch.tensor([tokens[max(0, end - 12) : end]])
+        expected -= float(model(seen_1T)[0, -1].log_softmax(-1)[tokens[end]])
+    found = score(model, tokenizer, tokens)
+    assert found.nats == pytest.approx(expected, rel=1e-5)
+    assert (found.n_tokens, found.n_bytes) == (n - 1, len(tokenizer.decode(tokens[1:]).encode()))
+
+
+@pytest.mark.parametrize("stride", [1, 2, 5, 11, 12, 100])
+def test_every_token_is_scored_once_whatever_the_stride(stride: int):
+    model = small()
+    tokens = np.random.default_rng(0).integers(40, size=61).tolist()
+    found = score(model, ByteTokenizer(), tokens, stride)
+    assert found.n_tokens == 60
+    # the first token of each window that moves by all of its length sees itself alone
+    assert found.nats == pytest.approx(score(model, ByteTokenizer(), tokens).nats, rel=0.05)
+
+
+def test_one_token_cannot_be_scored():
+    with pytest.raises(ValueError, match="at least 2 tokens to be scored: got 1"):
+        score(small(), BYTES, [1])
+
+
+def test_a_score_prints_loss_perplexity_and_bits_per_byte():
+    from sampling.score import Score
+
+    shown = str(Score(nats=20 * math.log(2), n_tokens=10, n_bytes=40))
+    assert shown == (
+        "10 tokens, 40 bytes: loss 1.3863 nats per token, perplexity 4, 0.5000 bits per byte"
+    )
+
+
+# --- Precision ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rows", [1, 3, 8, 40, 300])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_packed_layer_computes_what_torchs_own_does(rows: int, bias: bool):
+    linear = nn.Linear(96, 65, bias=bias)
+    plain, x = copy.deepcopy(linear), torch.randn(2, rows, 96)
+    with torch.inference_mode():
+        torch.testing.assert_close(PackedLinear(linear, torch.float32)(x), plain(x))
+        packed = PackedLinear(linear, torch.bfloat16).to(torch.bfloat16)
+        y = packed(x.bfloat16())
+    exact = F.linear(x.bfloat16().float(), plain.weight.bfloat16().float(), plain.bias)
+    torch.testing.assert_close(y.float(), exact, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 32, 33])
+@pytest.mark.parametrize("bias", [True, False])
+def test_an_int8_layer_computes_with_rounded_weights(rows: int, bias: bool):
+    linear = nn.Linear(96, 65, bias=bias)
+    bias_O = None if linear.bias is None else linear.bias.detach().clone()
+    layer = Int8Linear(linear, torch.bfloat16).to(torch.bfloat16)
+    x = torch.randn(rows, 96).bfloat16()
+    scale_O = linear.weight.abs().amax(1) / 127
+    rounded_OI = (linear.weight / scale_O[:, None]).round() * scale_O[:, None]
+    assert (rounded_OI - linear.weight).abs().max() <= scale_O.max() / 2 + 1e-7
+    exact = F.linear(x.float(), rounded_OI, bias_O)
+    with torch.inference_mode():
+        torch.testing.assert_close(layer(x).float(), exact, rtol=0.02, atol=0.02)
+
+
+def test_a_row_of_zeros_stays_zero_in_int8():
+    linear = nn.Linear(64, 32, bias=False)
+    nn.init.zeros_(linear.weight)
+    with torch.inference_mode():
+        y = Int8Linear(linear, torch.bfloat16)(torch.ones(1, 64, dtype=torch.bfloat16))
+    assert torch.equal(y, torch.zeros_like(y))
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "modern"])
+@pytest.mark.parametrize(("kind", "near"), [("float32", 1e-5), ("bfloat16", 0.05), ("int8", 0.05)])
+def test_a_converted_model_has_nearly_the_same_logits(
+    architecture: Any, kind: Any, near: float, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(precision, "has_bfloat16", lambda _: True)  # slow without, but right
+    model, tokens_BT = small(architecture=architecture), torch.randint(40, (2, 12))
+    expected = model(tokens_BT)
+    found = convert(model, kind)(tokens_BT).float()
+    assert (found - expected).norm() <= near * expected.norm()
+    if kind != "float32":
+        assert not torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "int8"])
+def test_a_precision_that_the_machine_has_not_is_refused(
+    kind: Any, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(precision, "has_bfloat16", lambda _: False)
+    with pytest.raises(ValueError, match=f"precision {kind} needs bfloat16, which this cpu does"):
+        convert(small(), kind)
+
+
+def test_int8_is_refused_on_a_gpu(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(precision, "has_bfloat16", lambda _: True)
+    with pytest.raises(ValueError, match="int8 is for a cpu, not for cuda: use bfloat16"):
+        precision.check("int8", torch.device("cuda"))
