@@ -86,7 +86,7 @@ def draw(probabilities_BV: Tensor, uniform_B: Tensor) -> Tensor:
 
     So a row depends on its own number alone, and not on who else is in the batch.
     """
-    so_far_BV = probabilities_BV.double().cumsum(-1)
+    so_far_BV = probabilities_BV.to(uniform_B.dtype).cumsum(-1)
     passed_B1 = uniform_B[:, None] * so_far_BV[:, -1:]
     tokens_B = torch.searchsorted(so_far_BV, passed_B1, right=True)[:, 0]
     return tokens_B.clamp(max=probabilities_BV.shape[-1] - 1)

@@ -37,8 +37,9 @@ class Decoder:
         self.size = min(self.limit, max(map(len, self.windows)) + max_new_tokens)
         self.random = [torch.Generator().manual_seed(mix_seed(*seed)) for seed in seeds]
         self.n_drawn = 0
-        zeros = torch.zeros(NUMBERS_AT_ONCE, len(prompts), dtype=torch.float64)
-        self.numbers_NB = zeros.to(self.device)
+        # Apple's GPUs have no doubles
+        dtype = torch.float32 if self.device.type == "mps" else torch.float64
+        self.numbers_NB = torch.zeros(NUMBERS_AT_ONCE, len(prompts), dtype=dtype).to(self.device)
         self.turn = torch.zeros(1, dtype=torch.long, device=self.device)  # row of the next numbers
         self.tokens_B1 = torch.zeros(len(prompts), 1, dtype=torch.long, device=self.device)
         self.seen_BV = self.tokens_in(prompts) if choice.repetition_penalty != 1 else None
@@ -63,9 +64,9 @@ class Decoder:
     def step(self) -> Drawn:
         """Draw the next token of each text, as tensors that the device may still be computing."""
         if self.n_drawn % NUMBERS_AT_ONCE == 0:
-            for row, own in enumerate(self.random):
-                numbers_N = torch.rand(NUMBERS_AT_ONCE, dtype=torch.float64, generator=own)
-                self.numbers_NB[:, row] = numbers_N
+            dtype = self.numbers_NB.dtype
+            numbers = [torch.rand(NUMBERS_AT_ONCE, dtype=dtype, generator=g) for g in self.random]
+            self.numbers_NB.copy_(torch.stack(numbers, dim=1))
             self.turn.zero_()
         self.n_drawn += 1
         is_full = self.length == self.limit and not self.model.config.is_modern
