@@ -167,7 +167,7 @@ def evaluate_and_save(run: Run) -> None:
     """Log the validation loss; save the last checkpoint, which may be the best one too."""
     val_T = run.dataset.tokens("val", run.config.eval_tokens)
     at_once = max(run.micro_batch_size, 2**11 // run.config.model.context_length)
-    batches = eval_batches(val_T, batch_size=at_once, **run.window)
+    batches = eval_batches(val_T, run.dataset.end_of_text, batch_size=at_once, **run.window)
     val_loss = evaluate(run.model, batches, run.world, run.config.precision, run.stop)
     if val_loss is None:  # asked to stop meanwhile
         return
@@ -231,13 +231,13 @@ def open_log(run: Run) -> Metrics:
 
 def conclude(run: Run) -> None:
     """Draw the loss, compare it with a bigram model's, print samples, and say what is next."""
-    config, dataset = run.config, run.dataset
-    train_T, val_T = dataset.tokens("train"), dataset.tokens("val", config.eval_tokens)
-    bigram = bigram_loss(train_T, val_T, dataset.vocab_size)
+    config, dataset, first = run.config, run.dataset, run.config.eval_tokens
+    train_T, val_T = dataset.tokens("train"), dataset.tokens("val", first)
+    best, bigram = run.best_val_loss, bigram_loss(train_T, val_T, dataset.vocab_size)
     settings = sample.SampleConfig(num_samples=config.samples, seed=config.seed)
     prompt = sample.encode_prompt("", dataset.tokenizer, dataset.documents > 1)
     sample.write_samples(run.model.eval(), dataset.tokenizer, prompt, settings)
-    report.conclude(config.out_dir, run.best_val_loss, bigram, dataset.bits_per_byte)
+    report.conclude(config.out_dir, best, bigram, dataset.entropy(first), dataset.bits_per_byte)
 
 
 def main() -> None:

@@ -1,9 +1,10 @@
 """Text to token files: python -m data.prepare SOURCE... [--tokenizer=bpe] [--out=DIR]
 
-A SOURCE is a named corpus (stdlib, shakespeare), a file or a folder. Where there is more than one
-document, each begins with the end-of-text token, so that generation can start from it.
+A SOURCE is a named corpus (stdlib, shakespeare, stories), a file or a folder. Where there is more
+than one document, each begins with the end-of-text token, so that generation can start from it.
 """
 
+import math
 import signal
 import sys
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from data.encode import encode_all
 from data.gpt2 import gpt2_ranks
 from data.sources import NAMED, Corpus
 from data.split import Scan
+from data.stories import read_nats
 from data.tokenizer import (
     GPT2_PATTERN,
     N_BYTES,
@@ -38,7 +40,7 @@ class PrepareConfig:
     """Turn text into token files that train.py reads."""
 
     sources: Positional[tuple[str, ...]] = ()
-    """Named corpora (stdlib, shakespeare), files (.txt, .md, source code, .jsonl, .gz), folders."""
+    """Named corpora (stdlib, shakespeare, stories), folders, files (.txt, .jsonl, code; .gz)."""
 
     tokenizer: Literal["bpe", "gpt2", "byte", "char"] = "bpe"
     """bpe is trained on the text; gpt2 is GPT-2's own; byte and char have no merges."""
@@ -88,8 +90,25 @@ def prepare(config: PrepareConfig) -> None:
             for encoded in encode_all(scan.parts(corpus), tokenizer, separate=scan.documents > 1):
                 writer.files[encoded.split].write(encoded)
                 bar.update(encoded.bytes)
-        writer.commit(sources=config.sources, val_fraction=config.val_fraction)
+        about = {"sources": config.sources, "val_fraction": config.val_fraction}
+        if config.sources == ("stories",):
+            about["entropy"] = entropy(read_nats(), scan, writer)
+        writer.commit(**about)
     print(summary(writer))
+
+
+def entropy(nats: list[float], scan: Scan, writer: DatasetWriter) -> dict[str, dict[str, float]]:
+    """What each split costs under the grammar that wrote it: on average no model costs less.
+
+    An end of text costs nothing, as "The end." announces it. The first token is not predicted.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for split, file in writer.files.items():
+        in_val = split == "val"
+        total = math.fsum(n for n, val in zip(nats, scan.validates, strict=True) if val == in_val)
+        per_token, bits_per_byte = total / (file.tokens - 1), total / math.log(2) / file.bytes
+        found[split] = {"nats": total, "per_token": per_token, "bits_per_byte": bits_per_byte}
+    return found
 
 
 def make_tokenizer(config: PrepareConfig, corpus: Corpus, scan: Scan) -> Tokenizer:
