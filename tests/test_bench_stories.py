@@ -1,0 +1,117 @@
+"""What bench.py stories says of a model, against attention and models made by hand."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks import stories
+from benchmarks.stories import StoriesBench
+from data.loader import Dataset
+from data.prepare import PrepareConfig, prepare
+from data.tokenizer import ByteTokenizer, Tokenizer
+from helpers import TINY, train_here
+from model import GPT, ModelConfig
+
+PERIOD = 5
+T = 2 * PERIOD + 1
+
+
+def looking(back: int) -> Tensor:
+    """Weights of one head that looks so many tokens back, or at the first: (L, B, H, T, S)."""
+    weights_TS = torch.zeros(T, T)
+    weights_TS[range(T), [max(0, i - back) for i in range(T)]] = 1
+    return weights_TS.expand(1, 1, 1, T, T)
+
+
+def random_model() -> GPT:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 300, "context_length": 64, "n_layer": 2, "n_head": 2, "n_embd": 16}
+    return GPT(ModelConfig(attention="explicit", **sizes)).eval()
+
+
+def test_a_head_that_looks_one_back_is_a_previous_token_head_and_no_induction_head():
+    assert stories.previous_scores(looking(1)).tolist() == [[1]]
+    assert stories.induction_scores(looking(1), PERIOD).tolist() == [[0]]
+
+
+def test_induction_looks_at_the_token_after_the_same_one_in_every_place_of_the_second_copy():
+    assert stories.induction_scores(looking(PERIOD - 1), PERIOD).tolist() == [[1]]
+    assert stories.induction_scores(looking(PERIOD), PERIOD).tolist() == [[0]]
+    first_copy = looking(PERIOD - 1).clone()
+    first_copy[..., PERIOD + 1 :, :] = 0  # rows of the second copy
+    assert stories.induction_scores(first_copy, PERIOD).tolist() == [[0]]
+
+
+def test_the_weights_of_all_heads_are_those_that_attention_used():
+    weights_LBHTS = stories.weights_of(random_model(), torch.arange(12).view(2, 6))
+    assert weights_LBHTS.shape == (2, 2, 2, 6, 6)
+    torch.testing.assert_close(weights_LBHTS.sum(-1), torch.ones(2, 2, 2, 6))
+    assert weights_LBHTS.triu(1).count_nonzero() == 0
+
+
+def test_without_a_head_the_output_is_that_of_a_model_whose_head_writes_nothing():
+    tokens_BT, model, muted = torch.arange(12).view(2, 6), random_model(), random_model()
+    before = model(tokens_BT)
+    with torch.no_grad():
+        muted.get_submodule("blocks.1.attn.c_proj").get_parameter("weight")[:, 8:] = 0
+    with stories.without(model, layer=1, head=1):
+        torch.testing.assert_close(model(tokens_BT), muted(tokens_BT))
+    assert torch.equal(model(tokens_BT), before)
+    assert not torch.equal(muted(tokens_BT), before)
+
+
+def test_words_are_repeated_once_and_differ_within_a_copy():
+    tokens_BT = stories.repeated_words(FirstLetter(), PERIOD)
+    assert tokens_BT.shape == (stories.REPEATS, T)
+    assert torch.equal(tokens_BT[:, 1 : PERIOD + 1], tokens_BT[:, PERIOD + 1 :])
+
+
+class FirstLetter(ByteTokenizer):
+    """A tokenizer whose tokens start with the letter, not with the space."""
+
+    def encode_array(self, text: str) -> np.ndarray:
+        return super().encode_array(text.removeprefix(" "))
+
+
+def test_a_question_ends_before_the_noun_and_knows_it_and_the_other():
+    tokenizer: Tokenizer = FirstLetter()
+    text = "The road was not crossed by the pig because it was too lazy. The pig slept until noon."
+    story = np.array([tokenizer.end_of_text, *tokenizer.encode(text)])
+    ((prefix, pair),) = stories.questions(story, tokenizer)
+    assert tokenizer.decode(prefix[1:]) == text.removesuffix(" pig slept until noon.")
+    assert pair == (ord("p"), ord("r"))
+
+
+def test_a_split_is_cut_before_each_end_of_text():
+    tokens_N = np.array([256, 1, 2, 256, 3], np.uint16)
+    parts = stories.split_stories(tokens_N, ByteTokenizer())
+    assert [part.tolist() for part in parts] == [[256, 1, 2], [256, 3]]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with few stories in `dataset`, and a model that was hardly trained in `run`."""
+    folder = tmp_path_factory.mktemp("stories")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("data.stories.N_STORIES", 500)
+        patch.setattr("data.stories.PATH", folder / "stories.jsonl")
+        prepare(PrepareConfig(sources=("stories",), out=folder / "dataset"))
+    (folder / "tiny.toml").write_text(TINY.format(dataset=folder / "dataset"))
+    train_here(folder / "tiny.toml", folder / "run", "--max_steps=1", "--model.context_length=128")
+    return folder
+
+
+def test_a_model_is_judged_by_loss_pronouns_and_heads(run: Path):
+    config = StoriesBench(out_dir=run / "run", data=run / "dataset", stories=20)
+    loss, pronouns, heads = stories.measure(config).values()
+    entropy = Dataset.open(run / "dataset").entropy()
+    floor, *others = (row["nats per token"] for row in loss)
+    assert floor == entropy
+    assert all(other > floor for other in others)
+    assert pronouns[0]["pronouns"] > 10
+    assert {(row["kind"], row["period"]) for row in heads} == {
+        (kind, period) for kind in ("previous token", "induction") for period in stories.PERIODS
+    }
