@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from tqdm import tqdm
 
@@ -90,11 +90,13 @@ def prepare(config: PrepareConfig) -> None:
             for encoded in encode_all(scan.parts(corpus), tokenizer, separate=scan.documents > 1):
                 writer.files[encoded.split].write(encoded)
                 bar.update(encoded.bytes)
-        about = {"sources": config.sources, "val_fraction": config.val_fraction}
+        about: dict[str, Any] = {"sources": config.sources, "val_fraction": config.val_fraction}
         if config.sources == ("stories",):
             about["entropy"] = entropy(read_nats(), scan, writer)
         writer.commit(**about)
-    print(summary(writer))
+    if "entropy" in about:
+        print(f"the entropy of val: {about['entropy']['val']['per_token']:.4f} nats per token")
+    print(summary(writer, preset="stories" if "entropy" in about else "quickstart"))
 
 
 def entropy(nats: list[float], scan: Scan, writer: DatasetWriter) -> dict[str, dict[str, float]]:
@@ -149,7 +151,7 @@ def progress(verb: str, scan: Scan) -> tqdm:
     return tqdm(total=scan.bytes, desc=verb, unit="B", unit_scale=True, disable=None)
 
 
-def summary(writer: DatasetWriter) -> str:
+def summary(writer: DatasetWriter, preset: str) -> str:
     """Say what was written, and what to type next."""
     lines = [
         f"  {split:5} {file.tokens:>13,} tokens, {file.bytes:,} bytes, {file.documents:,} documents"
@@ -162,7 +164,7 @@ def summary(writer: DatasetWriter) -> str:
         [
             f"{writer.folder}: a vocabulary of {vocabulary}",
             *lines,
-            f"next: python train.py config/quickstart.toml --data.path={writer.folder} "
+            f"next: python train.py config/{preset}.toml --data.path={writer.folder} "
             f"--out_dir=out/{writer.folder.name}",
         ]
     )

@@ -29,7 +29,7 @@ def evenly(words: str) -> Options:
 GRAMMAR: dict[str, Options] = {
     "story": {"Once <name A> and <name B> met. <scene> <more>": 1},
     "more": {"<scene> <more>": 1, "The end.": 1},
-    "scene": {"<calm>": 2, "<spell>": 1, "<song>": 1},
+    "scene": {"<calm>": 1, "<spell>": 1, "<song>": 1},
     "calm": {"<crossing>": 2, "<fitting>": 1, "<sense>": 1, "<colours>": 1, "<gift>": 1},
     # A pronoun: what "it" is follows from who can be tired and what can be wide ...
     "crossing": {
@@ -66,10 +66,10 @@ GRAMMAR: dict[str, Options] = {
         '<A> taught <B> a spell: "Hear <words U> <words V>." <gap><B> remembered: "Hear <V>."': 1,
         '<B> taught <A> a spell: "Hear <words U> <words V>." <gap><A> remembered: "Hear <V>."': 1,
     },
-    "song": {'<A> sang: "La <words U> <U>."': 1, '<B> sang: "La <words U> <U>."': 1},
+    "song": {'<A> sang: "La <words U> <U> <U>."': 1, '<B> sang: "La <words U> <U> <U>."': 1},
     "words": {"<thing X> <thing Y><rest>": 1},
     "rest": {" <thing X><rest>": 5, "": 1},
-    "gap": {"<calm> <gap>": 1, "": 2},
+    "gap": {"<calm> <gap>": 1, "": 3},
     "name": evenly(
         "Anna Ben Clara David Emma Felix Greta Henry Ida Jonas Karla Leo Mara Nils Olga Paul Rosa "
         "Simon Tina Viktor Wanda Alma Boris Cora Dario Elsa Frida Gustav Hanna Igor Julia Kasper"
@@ -111,7 +111,7 @@ PRONOUN = re.compile(
     r"The (\w+) (?:did|was) not (?:\w+ )+the (\w+) because it was too \w+\. The (\w+)"
 )
 
-N_STORIES = 60_000
+N_STORIES = 50_000
 SEED = 1
 PATH = Path("data/generated/stories.jsonl")
 SLOT = re.compile(r"<(\w+)(?: (\w+))?>")
@@ -143,7 +143,7 @@ class Rule:
 
     def draw(self, taken: set[str], rng: random.Random) -> Story:
         """Choose an option that is not taken; the others keep their proportions."""
-        left = 1 - sum(self.p[text] for text in taken)
+        left = 1 - math.fsum(self.p[text] for text in taken)  # in any order the same
         while True:
             option = self.options[bisect(self.cumulative, rng.random() * self.cumulative[-1])]
             if option not in taken:
