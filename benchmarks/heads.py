@@ -22,11 +22,12 @@ from model import GPT, attention
 
 PERIODS = (10, 40, 80)  # words before they repeat; of the lists in stories 1 in 200 has 40, none 80
 REPEATS = 16  # texts for each score
+NAMED = 0.4  # a head with a mean score above it is named after its kind
 Head = tuple[int, int]  # layer and head
 
 
 def heads(model: GPT, dataset: Dataset) -> Tables:
-    """The best head of each kind by its lowest score, and what it costs to remove it."""
+    """The scores of the best head of each kind, and what it costs to remove all of the kind."""
     T, copies = model.config.context_length, repeated_words(dataset.tokenizer)
     stories_BT = torch.from_numpy(dataset.tokens("val", REPEATS * T).astype(np.int64)).view(-1, T)
     previous = {"unseen stories": previous_scores(weights_of(model, stories_BT))}
@@ -35,32 +36,38 @@ def heads(model: GPT, dataset: Dataset) -> Tables:
         for period in PERIODS
     }
     rows: list[Row] = []
-    best: dict[str, Head] = {}
+    groups: dict[str, list[Head]] = {}
     for kind, scores in (("previous token", previous), ("induction", induction)):
-        lowest_LH = torch.stack(list(scores.values())).amin(0)
-        best[kind] = layer, head = divmod(int(lowest_LH.argmax()), model.config.n_head)
+        mean_LH = torch.stack(list(scores.values())).mean(0)
+        best = divmod(int(mean_LH.argmax()), model.config.n_head)
+        groups[kind] = [(layer, head) for layer, head in (mean_LH > NAMED).nonzero().tolist()]
+        named = " ".join(map(name, groups[kind]))
         rows += [
-            {
-                "kind": kind,
-                "head": f"L{layer}H{head}",
-                "text": text,
-                "score": scores_LH[layer, head].item(),
-            }
+            {"kind": kind, "text": text, "best": name(best), "score": scores_LH[best].item()}
+            | {f"mean above {NAMED}": named}
             for text, scores_LH in scores.items()
         ]
-    ablations = [ablate(model, copies[period], period, best) for period in PERIODS]
+    ablations = [ablate(model, copies[period], period, groups) for period in PERIODS]
     return {"heads": rows, "loss on words that repeat": ablations}
 
 
-def ablate(model: GPT, tokens_BT: Tensor, period: int, best: dict[str, Head]) -> Row:
-    """The loss on the second copy, also without the best heads, and without any other one."""
-    loss: dict[Head, float] = {}
-    for head in itertools.product(range(model.config.n_layer), range(model.config.n_head)):
-        with without(model, *head):
-            loss[head] = copy_loss(model, tokens_BT, period)
+def name(head: Head) -> str:
+    """(1, 0) -> L1H0."""
+    return f"L{head[0]}H{head[1]}"
+
+
+def ablate(model: GPT, tokens_BT: Tensor, period: int, groups: dict[str, list[Head]]) -> Row:
+    """The loss on the second copy: as it is, without each group of heads, without any other head."""
     row: Row = {"period": period, "nats per token": copy_loss(model, tokens_BT, period)}
-    row |= {f"without the {kind} head": loss.pop(head) for kind, head in best.items()}
-    return row | {"without another, at most": max(loss.values())}
+    for kind, group in groups.items():
+        with without(model, group):
+            row[f"without {kind} heads"] = copy_loss(model, tokens_BT, period)
+    others: list[float] = []
+    for head in itertools.product(range(model.config.n_layer), range(model.config.n_head)):
+        if head not in itertools.chain(*groups.values()):
+            with without(model, [head]):
+                others.append(copy_loss(model, tokens_BT, period))
+    return row | {"without any other, at most": max(others)}
 
 
 def repeated_words(tokenizer: Tokenizer) -> dict[int, Tensor]:
@@ -108,17 +115,17 @@ def copy_loss(model: GPT, tokens_BT: Tensor, period: int) -> float:
 
 
 @contextlib.contextmanager
-def without(model: GPT, layer: int, head: int) -> Iterator[None]:
-    """Set a head's output to 0 meanwhile."""
+def without(model: GPT, heads: list[Head]) -> Iterator[None]:
+    """Set the output of some heads to 0 meanwhile."""
     D = model.config.head_dim
+    with contextlib.ExitStack() as hooks:
+        for layer, head in heads:
 
-    def remove(_: nn.Module, inputs: tuple[Tensor]) -> Tensor:
-        y_BTC = inputs[0].clone()
-        y_BTC[..., head * D : (head + 1) * D] = 0
-        return y_BTC
+            def remove(_: nn.Module, inputs: tuple[Tensor], first: int = head * D) -> Tensor:
+                y_BTC = inputs[0].clone()
+                y_BTC[..., first : first + D] = 0
+                return y_BTC
 
-    handle = model.get_submodule(f"blocks.{layer}.attn.c_proj").register_forward_pre_hook(remove)
-    try:
+            c_proj = model.get_submodule(f"blocks.{layer}.attn.c_proj")
+            hooks.callback(c_proj.register_forward_pre_hook(remove).remove)
         yield
-    finally:
-        handle.remove()

@@ -29,7 +29,7 @@ def evenly(words: str) -> Options:
 GRAMMAR: dict[str, Options] = {
     "story": {"Once <name A> and <name B> met. <scene> <more>": 1},
     "more": {"<scene> <more>": 1, "The end.": 1},
-    "scene": {"<calm>": 1, "<spell>": 1, "<song>": 1},
+    "scene": {"<calm>": 2, "<spell>": 1, "<song>": 3},
     "calm": {"<crossing>": 2, "<fitting>": 1, "<sense>": 1, "<colours>": 1, "<gift>": 1},
     # A pronoun: what "it" is follows from who can be tired and what can be wide ...
     "crossing": {

@@ -58,7 +58,7 @@ def test_without_a_head_the_output_is_that_of_a_model_whose_head_writes_nothing(
     before = model(tokens_BT)
     with torch.no_grad():
         muted.get_submodule("blocks.1.attn.c_proj").get_parameter("weight")[:, 8:] = 0
-    with heads.without(model, layer=1, head=1):
+    with heads.without(model, [(1, 1)]):
         torch.testing.assert_close(model(tokens_BT), muted(tokens_BT))
     assert torch.equal(model(tokens_BT), before)
     assert not torch.equal(muted(tokens_BT), before)
@@ -103,7 +103,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr("data.stories.PATH", folder / "stories.jsonl")
         prepare(PrepareConfig(sources=("stories",), out=folder / "dataset"))
     (folder / "tiny.toml").write_text(TINY.format(dataset=folder / "dataset"))
-    train_here(folder / "tiny.toml", folder / "run", "--max_steps=1", "--model.context_length=128")
+    train_here(folder / "tiny.toml", folder / "run", "--max_steps=1", "--model.context_length=192")
     return folder
 
 
