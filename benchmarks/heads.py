@@ -57,7 +57,7 @@ def name(head: Head) -> str:
 
 
 def ablate(model: GPT, tokens_BT: Tensor, period: int, groups: dict[str, list[Head]]) -> Row:
-    """The loss on the second copy: as it is, without each group of heads, without any other head."""
+    """The loss on the second copy: as it is, without each group, without any other head."""
     row: Row = {"period": period, "nats per token": copy_loss(model, tokens_BT, period)}
     for kind, group in groups.items():
         with without(model, group):

@@ -99,7 +99,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with few stories in `dataset`, and a model that was hardly trained in `run`."""
     folder = tmp_path_factory.mktemp("stories")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("data.stories.N_STORIES", 500)
+        patch.setattr("data.stories.N_STORIES", 800)
         patch.setattr("data.stories.PATH", folder / "stories.jsonl")
         prepare(PrepareConfig(sources=("stories",), out=folder / "dataset"))
     (folder / "tiny.toml").write_text(TINY.format(dataset=folder / "dataset"))
