@@ -13,7 +13,7 @@ from benchmarks.stories import StoriesBench
 from data.loader import Dataset
 from data.prepare import PrepareConfig, prepare
 from data.tokenizer import ByteTokenizer, Tokenizer
-from helpers import TINY, train_here
+from helpers import REPOSITORY, TINY, train_here
 from model import GPT, ModelConfig
 
 PERIOD = 5
@@ -117,3 +117,25 @@ def test_a_model_is_judged_by_loss_pronouns_and_heads(run: Path):
     assert set(pronouns[0]) == {"model", "bigram model", "pronouns"}
     assert [row["kind"] for row in best] == ["previous token", *["induction"] * 3]
     assert [row["period"] for row in ablations] == list(heads.PERIODS)
+
+
+@pytest.mark.slow
+def test_a_third_of_the_training_teaches_pronouns_and_induction(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("data.stories.N_STORIES", 20_000)
+    monkeypatch.setattr("data.stories.PATH", tmp_path / "stories.jsonl")
+    prepare(PrepareConfig(sources=("stories",), out=tmp_path / "data"))
+    flags = (f"--data.path={tmp_path / 'data'}", "--max_steps=500", "--eval_every=500")
+    train_here(REPOSITORY / "config/stories.toml", tmp_path / "run", "--samples=0", *flags)
+    config = StoriesBench(out_dir=tmp_path / "run", data=tmp_path / "data")
+    loss, pronouns, best, ablations = stories.measure(config).values()
+    assert float(str(loss[1]["above entropy, %"])) < 10
+    assert float(str(pronouns[0]["model"])) > 95
+    assert 40 < float(str(pronouns[0]["bigram model"])) < 60
+    induction = {
+        row["text"]: float(str(row["score"])) for row in best if row["kind"] == "induction"
+    }
+    assert min(induction["period 10"], induction["period 40"]) > 0.4
+    for row in ablations[:2]:
+        assert float(str(row["without induction heads"])) > 3 + float(str(row["nats per token"]))
