@@ -5,6 +5,7 @@
     python bench.py whole config/quickstart.toml         # a whole run: its seconds and its loss
     python bench.py ablate                               # what each choice of the recipe is worth
     python bench.py prepare                              # MB/s of each tokenizer
+    python bench.py stories                              # what a model has learned from stories
     python bench.py gpu --nanogpt=PATH --text=FOLDER     # all that needs a GPU, in ten minutes
     python bench.py table                                # the recorded results as markdown
 
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import ablation, gpu, machine, preparation, race, table, training, whole
+from benchmarks import ablation, gpu, machine, preparation, race, stories, table, training, whole
 from benchmarks.table import RESULTS, Tables
 from engine import cli
 
@@ -61,6 +62,11 @@ class Prepare(preparation.PrepareBench, Output):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Stories(stories.StoriesBench, Output):
+    """Judge a run of config/stories.toml: loss, pronouns, heads."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Gpu(gpu.GpuBench, Output):
     """Measure all that needs a GPU, within a few minutes."""
 
@@ -79,6 +85,7 @@ MEASUREMENTS: dict[str, tuple[type[Output], Callable[[Any], Tables]]] = {
     "whole": (Whole, whole.measure),
     "ablate": (Ablate, ablation.measure),
     "prepare": (Prepare, preparation.measure),
+    "stories": (Stories, stories.measure),
     "gpu": (Gpu, gpu.measure),
 }
 

@@ -167,7 +167,7 @@ def evaluate_and_save(run: Run) -> None:
     """Log the validation loss; save the last checkpoint, which may be the best one too."""
     val_T = run.dataset.tokens("val", run.config.eval_tokens)
     at_once = max(run.micro_batch_size, 2**11 // run.config.model.context_length)
-    batches = eval_batches(val_T, batch_size=at_once, **run.window)
+    batches = eval_batches(val_T, run.dataset.end_of_text, batch_size=at_once, **run.window)
     val_loss = evaluate(run.model, batches, run.world, run.config.precision, run.stop)
     if val_loss is None:  # asked to stop meanwhile
         return
@@ -236,8 +236,8 @@ def conclude(run: Run) -> None:
     bigram = bigram_loss(train_T, val_T, dataset.vocab_size)
     settings = sample.SampleConfig(num_samples=config.samples, seed=config.seed)
     sample.write_samples(run.model.eval(), dataset.tokenizer, [""], dataset.documents > 1, settings)
-    picture = config.samples > 0
-    report.conclude(config.out_dir, run.best_val_loss, bigram, dataset.bits_per_byte, picture)
+    levels = (run.best_val_loss, bigram, dataset.entropy(config.eval_tokens))
+    report.conclude(config.out_dir, *levels, dataset.bits_per_byte, config.samples > 0)
 
 
 def main() -> None:

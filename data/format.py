@@ -7,6 +7,8 @@
 Without meta.json a folder is no dataset.
 """
 
+import hashlib
+
 import numpy as np
 
 FORMAT_VERSION = 1
@@ -24,3 +26,9 @@ def token_file(split: str) -> str:
 def token_dtype(vocab_size: int) -> np.dtype:
     """Return the smallest type for the ids of a vocabulary: two bytes up to 65,536 tokens."""
     return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
+
+
+def check_sha256(name: str, data: bytes | memoryview, sha256: str) -> None:
+    """Raise ValueError if `data` is not what was written."""
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise ValueError(f"{name} was changed after it was written (its SHA-256 differs)")

@@ -4,7 +4,6 @@ Each rank computes the same order and takes its own rows, so a run can stop, res
 its number of devices and still see the same data.
 """
 
-import hashlib
 import json
 import math
 from collections.abc import Iterator
@@ -16,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.format import FEWEST_TOKENS, FORMAT_VERSION, META, RANKS, SPLITS, token_dtype, token_file
+from data.format import FORMAT_VERSION, META, RANKS, SPLITS, check_sha256, token_dtype, token_file
 from data.tokenizer import Tokenizer, load_tokenizer
+from data.windows import cut_windows
 
 IGNORED = -100  # the target that torch's cross_entropy leaves out by default
 QUICKLY_READ = 200_000_000  # bytes; a file up to this size is checked in whole when it is opened
@@ -37,7 +37,7 @@ class Dataset:
 
     def __init__(self, path: Path, meta: dict[str, Any], tokenizer: Tokenizer):
         self.path, self.meta, self.tokenizer = path, meta, tokenizer
-        self.vocab_size = tokenizer.vocab_size
+        self.vocab_size, self.end_of_text = tokenizer.vocab_size, tokenizer.end_of_text
 
     @classmethod
     def open(cls, path: Path) -> "Dataset":
@@ -70,6 +70,11 @@ class Dataset:
         """Return a validation loss in nats per token as bits per byte, whatever the tokenizer."""
         val = self.meta["splits"]["val"]
         return loss / math.log(2) * val["tokens"] / val["bytes"]
+
+    def entropy(self, first: int = 0) -> float | None:
+        """Return the least mean loss of validation in nats per token, where it is known."""
+        known = "entropy" in self.meta and not first
+        return self.meta["entropy"]["val"]["per_token"] if known else None
 
     def fitting_vocab_size(self, asked: int) -> int:
         """Return `asked`, or for 0 the dataset's own. Raises ValueError if it is too small."""
@@ -104,12 +109,6 @@ def read_tokenizer(path: Path, state: dict[str, Any]) -> Tokenizer:
         check_sha256(RANKS, ranks, state["ranks_sha256"])
         state = {**state, "ranks": ranks.decode()}
     return load_tokenizer(state)
-
-
-def check_sha256(name: str, data: bytes | memoryview, sha256: str) -> None:
-    """Raise ValueError if `data` is not what was written."""
-    if hashlib.sha256(data).hexdigest() != sha256:
-        raise ValueError(f"{name} was changed after it was written (its SHA-256 differs)")
 
 
 def check_ids(tokens: np.ndarray, vocab_size: int) -> None:
@@ -173,6 +172,7 @@ class Batches:
 
 def eval_batches(
     tokens: np.ndarray,
+    end_of_text: int | None = None,
     *,
     vocab_size: int,
     context_length: int,
@@ -182,15 +182,14 @@ def eval_batches(
 ) -> Iterator[Batch]:
     """Yield this rank's batches of a whole split: each token but the first is a target once.
 
-    All have the same shape; what the last lacks has the target IGNORED. Ranks take batches in
+    All have the same shape; what a window lacks has the target IGNORED. Ranks take batches in
     turn, so some may get one more.
     """
-    if len(tokens) < FEWEST_TOKENS:
-        raise ValueError(f"evaluation needs {FEWEST_TOKENS} tokens: got {len(tokens)}")
-    shape, size = (batch_size, context_length), batch_size * context_length
-    for start in range(rank * size, len(tokens) - 1, world_size * size):
-        chunk = tokens[start : start + size + 1].astype(np.int64)
-        check_ids(chunk, vocab_size)
+    shape, windows = (batch_size, context_length), cut_windows(tokens, context_length, end_of_text)
+    for first in range(rank * batch_size, len(windows), world_size * batch_size):
         tokens_BT, targets_BT = np.zeros(shape, np.int64), np.full(shape, IGNORED)
-        tokens_BT.flat[: len(chunk) - 1], targets_BT.flat[: len(chunk) - 1] = chunk[:-1], chunk[1:]
+        for b, (start, end) in enumerate(windows[first : first + batch_size]):
+            window = tokens[start : end + 1].astype(np.int64)
+            check_ids(window, vocab_size)
+            tokens_BT[b, : end - start], targets_BT[b, : end - start] = window[:-1], window[1:]
         yield torch.from_numpy(tokens_BT), torch.from_numpy(targets_BT)

@@ -1,15 +1,16 @@
 """Text to token files: python -m data.prepare SOURCE... [--tokenizer=bpe] [--out=DIR]
 
-A SOURCE is a named corpus (stdlib, shakespeare), a file or a folder. Where there is more than one
-document, each begins with the end-of-text token, so that generation can start from it.
+A SOURCE is a named corpus (stdlib, shakespeare, stories), a file or a folder. Where there is more
+than one document, each begins with the end-of-text token, so that generation can start from it.
 """
 
+import math
 import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from tqdm import tqdm
 
@@ -18,6 +19,7 @@ from data.encode import encode_all
 from data.gpt2 import gpt2_ranks
 from data.sources import NAMED, Corpus
 from data.split import Scan
+from data.stories import read_nats
 from data.tokenizer import (
     GPT2_PATTERN,
     N_BYTES,
@@ -38,7 +40,7 @@ class PrepareConfig:
     """Turn text into token files that train.py reads."""
 
     sources: Positional[tuple[str, ...]] = ()
-    """Named corpora (stdlib, shakespeare), files (.txt, .md, source code, .jsonl, .gz), folders."""
+    """Named corpora (stdlib, shakespeare, stories), folders, files (.txt, .jsonl, code; .gz)."""
 
     tokenizer: Literal["bpe", "gpt2", "byte", "char"] = "bpe"
     """bpe is trained on the text; gpt2 is GPT-2's own; byte and char have no merges."""
@@ -88,8 +90,27 @@ def prepare(config: PrepareConfig) -> None:
             for encoded in encode_all(scan.parts(corpus), tokenizer, separate=scan.documents > 1):
                 writer.files[encoded.split].write(encoded)
                 bar.update(encoded.bytes)
-        writer.commit(sources=config.sources, val_fraction=config.val_fraction)
-    print(summary(writer))
+        about: dict[str, Any] = {"sources": config.sources, "val_fraction": config.val_fraction}
+        if config.sources == ("stories",):
+            about["entropy"] = entropy(read_nats(), scan, writer)
+        writer.commit(**about)
+    if "entropy" in about:
+        print(f"the entropy of val: {about['entropy']['val']['per_token']:.4f} nats per token")
+    print(summary(writer, preset="stories" if "entropy" in about else "quickstart"))
+
+
+def entropy(nats: list[float], scan: Scan, writer: DatasetWriter) -> dict[str, dict[str, float]]:
+    """What each split costs under the grammar that wrote it: on average no model costs less.
+
+    An end of text costs nothing, as "The end." announces it. The first token is not predicted.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for split, file in writer.files.items():
+        in_val = split == "val"
+        total = math.fsum(n for n, val in zip(nats, scan.validates, strict=True) if val == in_val)
+        per_token, bits_per_byte = total / (file.tokens - 1), total / math.log(2) / file.bytes
+        found[split] = {"nats": total, "per_token": per_token, "bits_per_byte": bits_per_byte}
+    return found
 
 
 def make_tokenizer(config: PrepareConfig, corpus: Corpus, scan: Scan) -> Tokenizer:
@@ -130,7 +151,7 @@ def progress(verb: str, scan: Scan) -> tqdm:
     return tqdm(total=scan.bytes, desc=verb, unit="B", unit_scale=True, disable=None)
 
 
-def summary(writer: DatasetWriter) -> str:
+def summary(writer: DatasetWriter, preset: str) -> str:
     """Say what was written, and what to type next."""
     lines = [
         f"  {split:5} {file.tokens:>13,} tokens, {file.bytes:,} bytes, {file.documents:,} documents"
@@ -143,7 +164,7 @@ def summary(writer: DatasetWriter) -> str:
         [
             f"{writer.folder}: a vocabulary of {vocabulary}",
             *lines,
-            f"next: python train.py config/quickstart.toml --data.path={writer.folder} "
+            f"next: python train.py config/{preset}.toml --data.path={writer.folder} "
             f"--out_dir=out/{writer.folder.name}",
         ]
     )

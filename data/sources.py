@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from data.download import fetch
+from data.stories import write_stories
 from data.tokenizer import cut, well_formed
 
 SHAKESPEARE_URL = (
@@ -89,7 +90,11 @@ def shakespeare() -> list[Path]:
 
 
 # A larger corpus is added here: its name, and what returns its files.
-NAMED: dict[str, Callable[[], list[Path]]] = {"stdlib": stdlib, "shakespeare": shakespeare}
+NAMED: dict[str, Callable[[], list[Path]]] = {
+    "stdlib": stdlib,
+    "shakespeare": shakespeare,
+    "stories": lambda: [write_stories()],
+}
 
 
 def walk(folder: Path) -> list[Path]:

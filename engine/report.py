@@ -64,15 +64,30 @@ def plot_loss(out_dir: Path, levels: dict[str, float]) -> None:
 
 
 def conclude(
-    out_dir: Path, best: float, bigram: float, to_bits: Callable[[float], float], picture: bool
+    out_dir: Path,
+    best: float,
+    bigram: float,
+    entropy: float | None,
+    to_bits: Callable[[float], float],
+    picture: bool,
 ) -> None:
-    """Print the best loss beside a bigram model's, draw its course, and say what is next."""
+    """Print the best loss beside a bigram model's and the least possible, and what is next."""
     for name, loss in (("best", best), ("a bigram model's", bigram)):
         print(
             f"{name} validation loss: {loss:.4f} nats per token, {to_bits(loss):.4f} bits per byte"
         )
+    levels = {"bigram model": bigram}
+    if entropy is not None:
+        print(above_entropy(best, entropy))
+        levels["entropy"] = entropy
     if picture:
-        plot_loss(out_dir, {"bigram model": bigram})
+        plot_loss(out_dir, levels)
     drawn = ", loss.png" * picture
     print(f"written to {out_dir}: checkpoints, config.toml, metrics.jsonl{drawn}")
     print(f'next: python sample.py --out_dir={out_dir} --prompt="..."')
+
+
+def above_entropy(loss: float, entropy: float) -> str:
+    """1.02, 1.0 -> `2.00 % above the entropy of the text, 1.0000 nats per token`."""
+    above = 100 * (loss / entropy - 1)
+    return f"{above:.2f} % above the entropy of the text, {entropy:.4f} nats per token"

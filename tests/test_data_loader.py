@@ -3,6 +3,7 @@
 import json
 import math
 from collections import Counter
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +120,44 @@ def test_evaluation_makes_every_token_but_the_first_a_target_once(n: int, world_
             assert torch.equal(targets_BT[counted], tokens_BT[counted] + 1)
             seen.update(targets_BT[counted].tolist())
     assert seen == Counter(range(1, n))
+
+
+E = 999  # stands for end-of-text
+
+
+def texts(*lengths: int) -> np.ndarray:
+    """Texts of so many tokens each, of which the first is end-of-text."""
+    return np.concatenate([np.array([E, *range(1, n)], np.uint16) for n in lengths])
+
+
+def windows(tokens: np.ndarray) -> list[list[int]]:
+    """The inputs that evaluation reads, without what fills a window up."""
+    return [
+        row[target != IGNORED].tolist()
+        for tokens_BT, targets_BT in eval_batches(
+            tokens, E, vocab_size=1000, context_length=T, batch_size=2
+        )
+        for row, target in zip(tokens_BT, targets_BT, strict=True)
+        if (target != IGNORED).any()
+    ]
+
+
+def test_windows_of_an_evaluation_begin_with_a_text_where_texts_are_short():
+    tokens = texts(3, 4, 5, 2, 8, 6)
+    assert [len(window) for window in windows(tokens)] == [7, 7, 8, 5]  # the last is only predicted
+    assert all(window[0] == E for window in windows(tokens))
+    assert list(chain(*windows(tokens))) == tokens[:-1].tolist()
+
+
+def test_a_text_longer_than_a_window_is_cut_even_among_short_ones():
+    tokens = texts(2, 2, 2, 12, 2, 2, 2, 2, 2)
+    assert [len(window) for window in windows(tokens)] == [6, 8, 8, 5]
+    assert list(chain(*windows(tokens))) == tokens[:-1].tolist()
+
+
+def test_windows_lie_side_by_side_where_texts_are_long():
+    tokens = texts(10, 9, 30)
+    assert [len(window) for window in windows(tokens)] == [8] * 6
 
 
 def test_cross_entropy_leaves_out_what_evaluation_pads():

@@ -68,3 +68,15 @@ def test_a_run_is_announced_in_tokens_and_epochs(capsys: pytest.CaptureFixture[s
         "run: 2,000 steps of 768 tokens, 1.54 epochs",
         "device: 1 x cpu, float32",
     ]
+
+
+@pytest.mark.parametrize("entropy", [None, 1.25])
+def test_the_end_of_a_run_tells_the_distance_to_the_entropy_where_it_is_known(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], entropy: float | None
+):
+    write_log(tmp_path, [{"step": 0, "train_loss": 3.0}])
+    report.conclude(tmp_path, 1.28, 2.5, entropy, lambda loss: loss / 2, True)
+    said = capsys.readouterr().out
+    assert "best validation loss: 1.2800 nats per token, 0.6400 bits per byte" in said
+    line = "2.40 % above the entropy of the text, 1.2500 nats per token"
+    assert (line in said.splitlines()) == (entropy is not None)
