@@ -215,20 +215,24 @@ class CausalSelfAttention(nn.Module):
         if config.is_modern:  # queries and keys of one size bound the scores (Henry et al., 2020)
             self.q_norm, self.k_norm = (build_norm(config, config.head_dim) for _ in range(2))
 
-    def forward(self, x: Tensor, turn: Turn | None, cache: KVCache | None) -> Tensor:
-        B, T, C = x.shape
-        H, D = self.config.n_head, self.config.head_dim
-        q_BHTD, k_BHTD, v_BHTD = self.c_attn(x).view(B, T, 3, H, D).permute(2, 0, 3, 1, 4)
+    def queries_keys_values(self, x: Tensor, turn: Turn | None) -> tuple[Tensor, Tensor, Tensor]:
+        """What each position asks, answers to and passes on (B, H, T, D), ready for attention."""
+        shape = (*x.shape[:2], 3, self.config.n_head, self.config.head_dim)
+        q_BHTD, k_BHTD, v_BHTD = self.c_attn(x).view(shape).permute(2, 0, 3, 1, 4)
         if turn is not None:
             q_BHTD = rotate(self.q_norm(q_BHTD), *turn)
             k_BHTD = rotate(self.k_norm(k_BHTD), *turn)
+        return q_BHTD, k_BHTD, v_BHTD
+
+    def forward(self, x: Tensor, turn: Turn | None, cache: KVCache | None) -> Tensor:
+        q_BHTD, k_BHTD, v_BHTD = self.queries_keys_values(x, turn)
         k_BHSD, v_BHSD = (k_BHTD, v_BHTD) if cache is None else cache.extend(k_BHTD, v_BHTD)
         dropout = self.config.dropout if self.training else 0.0
         if self.config.attention == "fused":
             y_BHTD = fused_attention(q_BHTD, k_BHSD, v_BHSD, causal=True, dropout=dropout)
         else:
             y_BHTD, _ = attention(q_BHTD, k_BHSD, v_BHSD, causal=True, dropout=dropout)
-        return self.c_proj(y_BHTD.transpose(1, 2).reshape(B, T, C))
+        return self.c_proj(y_BHTD.transpose(1, 2).reshape(x.shape))
 
 
 class RMSNorm(nn.RMSNorm):
