@@ -13,9 +13,9 @@ from engine.cli import parse_config
 from train import TrainConfig
 
 ROOT = Path(__file__).parents[1]
-SCRIPTS = {"train", "sample", "bench"}
+SCRIPTS = {"train", "sample", "visualize", "bench"}
 SCRIPTS |= {"data.prepare", "benchmarks.probe", "benchmarks.evaluator", "benchmarks.encoding"}
-FOLDERS = ("data", "engine", "benchmarks")  # rooms, in which some scripts live, too
+FOLDERS = ("data", "engine", "viewer", "benchmarks")  # rooms, in which some scripts live, too
 ROOMS = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts): path
     for path in [ROOT / "model.py", *(p for name in FOLDERS for p in ROOT.glob(f"{name}/*.py"))]
@@ -33,6 +33,7 @@ LIBRARIES = {  # what a room may import besides torch, numpy and the standard li
     "engine.metrics": {"tqdm"},
     "engine.report": {"matplotlib"},
     "engine.wandb_run": {"requests", "wandb"},
+    "viewer.picture": {"matplotlib"},
 }
 BUDGETS = {"model": 400, "train": 250, "sample": 200}
 BLOCKS = (ast.For, ast.While, ast.If, ast.With, ast.Try, ast.Match)
@@ -78,9 +79,11 @@ def test_a_room_imports_no_script(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(ROOMS.keys() - SCRIPTS))
-def test_data_and_engine_do_not_know_each_other_nor_the_model(name: str) -> None:
+def test_rooms_do_not_know_each_other_and_only_the_viewer_knows_the_model(name: str) -> None:
     own = name.partition(".")[0]
-    others = {"data", "engine", "model", "benchmarks"} - {own}
+    others = {"data", "engine", "viewer", "model", "benchmarks"} - {own}
+    if own == "viewer":
+        others -= {"model"}
     if own == "benchmarks":  # which measures them all, by calling scripts, not by importing them
         others = set()
     assert not {module.partition(".")[0] for module in imports(name)} & others
@@ -90,7 +93,10 @@ def test_data_and_engine_do_not_know_each_other_nor_the_model(name: str) -> None
 def test_a_room_imports_its_own_library_and_no_other(name: str) -> None:
     allowed = {"torch", "numpy", "data", "engine"} | sys.stdlib_module_names
     allowed |= LIBRARIES.get(name, set())
-    allowed |= {"model", "benchmarks"} if name.startswith("benchmarks") else set()
+    own = name.partition(".")[0]
+    allowed |= {"viewer": {"viewer", "model"}, "benchmarks": {"benchmarks", "model"}}.get(
+        own, set()
+    )
     assert {module.partition(".")[0] for module in imports(name)} <= allowed
 
 
@@ -159,6 +165,8 @@ def test_the_readme_gives_the_reason_for_each_dependency() -> None:
 
 def test_the_files_that_the_readme_names_exist() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    named = set(re.findall(r"\b(?:config|data|engine|benchmarks|tests)/\w+\.(?:py|toml)\b", readme))
+    named = set(
+        re.findall(r"\b(?:config|data|engine|viewer|benchmarks|tests)/\w+\.(?:py|toml)\b", readme)
+    )
     assert named
     assert [name for name in sorted(named) if not (ROOT / name).exists()] == []

@@ -37,13 +37,16 @@ class LiveServer(ThreadingHTTPServer):
 
 
 class Handler(BaseHTTPRequestHandler):
-    server: LiveServer
+    @property
+    def live(self) -> LiveServer:
+        assert isinstance(self.server, LiveServer)
+        return self.server
 
     def do_GET(self) -> None:
         if not self.is_ours():
             self.reply(403, "text/plain", "another host")
         elif self.path == "/":
-            self.reply(200, "text/html", self.server.page)
+            self.reply(200, "text/html", self.live.page)
         else:
             self.reply(404, "text/plain", "only / is here")
 
@@ -54,8 +57,8 @@ class Handler(BaseHTTPRequestHandler):
             return
         try:
             text = json.loads(self.rfile.read(size))["text"]
-            with self.server.one_at_a_time:
-                scene = self.server.answer(text)
+            with self.live.one_at_a_time:
+                scene = self.live.answer(text)
             self.reply(200, "application/json", as_json(scene))
         except (ValueError, KeyError, TypeError) as error:
             self.reply(400, "application/json", as_json({"error": str(error)}))
@@ -63,8 +66,8 @@ class Handler(BaseHTTPRequestHandler):
     def is_ours(self) -> bool:
         """Refuse pages of other sites, also those whose name was made to point to this machine."""
         origin = self.headers["Origin"]
-        ours = {None, *(f"http://{host}" for host in self.server.hosts)}
-        return self.headers["Host"] in self.server.hosts and origin in ours
+        ours = {None, *(f"http://{host}" for host in self.live.hosts)}
+        return self.headers["Host"] in self.live.hosts and origin in ours
 
     def reply(self, status: int, kind: str, text: str) -> None:
         body = text.encode()

@@ -18,7 +18,7 @@ Names = Callable[[int], str]  # token id -> how it is shown
 
 def packed(tensor: Tensor) -> str:
     """Base64 of the numbers in float32, the low byte first."""
-    return base64.b64encode(tensor.detach().cpu().float().numpy().astype("<f4")).decode()
+    return base64.b64encode(tensor.detach().cpu().float().numpy().astype("<f4").tobytes()).decode()
 
 
 def triangle(weights_TT: Tensor) -> Tensor:

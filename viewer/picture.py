@@ -1,5 +1,6 @@
 """Draw all heads of a model as one picture."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ def draw(path: Path, weights_LHTT: Tensor, tokens: list[str], measured: Measured
     import matplotlib  # slow to import, and needed once
 
     matplotlib.use("agg")
-    from matplotlib import colors, pyplot
+    from matplotlib import cm, colors, pyplot
 
     n_layer, n_head, T = weights_LHTT.shape[:3]
     size = (INCHES * n_head + 1.2, INCHES * n_layer + 0.8)
@@ -29,22 +30,25 @@ def draw(path: Path, weights_LHTT: Tensor, tokens: list[str], measured: Measured
         n_layer, n_head, figsize=size, layout="constrained", squeeze=False, sharex=True, sharey=True
     )
     ramp = pyplot.get_cmap("Blues").with_extremes(bad="#e6e6ec")
+    scale = colors.PowerNorm(0.5, 0, 1)
     masked = np.triu(np.ones((T, T), dtype=bool), 1)
     for layer, row in enumerate(axes):
         for head, axis in enumerate(row):
             cells_TT = np.ma.array(weights_LHTT[layer, head].cpu().numpy(), mask=masked)
-            image = axis.imshow(cells_TT, cmap=ramp, norm=colors.PowerNorm(0.5, 0, 1))
+            axis.imshow(cells_TT, cmap=ramp, norm=scale)
             key, _ = label(layer, head, measured)
-            name = f"{layer}.{head} {NAMES[key][0]}" if key else f"{layer}.{head}"
+            name = f"layer {layer}, head {head}" + (f": {NAMES[key][0]}" if key else "")
             axis.set_title(name, fontsize=8, fontweight="bold" if key else "normal")
             _name_tokens(axis, tokens)
-    figure.colorbar(image, ax=axes, label="attention weight", shrink=0.6, ticks=[0, 0.1, 0.4, 1])
-    figure.savefig(path, dpi=120)
+    bar = figure.colorbar(cm.ScalarMappable(scale, ramp), ax=axes, shrink=0.6)
+    bar.set_label("attention weight, on a scale of square roots")
+    with warnings.catch_warnings(action="ignore"):  # a font may lack a token's letters
+        figure.savefig(path, dpi=120)
     pyplot.close(figure)
 
 
 def _name_tokens(axis: object, tokens: list[str]) -> None:
     ticks = range(len(tokens) if len(tokens) <= MOST_NAMED else 0)
     names = [token.replace("$", r"\$") for token in tokens[: len(ticks)]]
-    axis.set_xticks(ticks, names, fontsize=5, rotation=90)  # type: ignore[attr-defined]
-    axis.set_yticks(ticks, names, fontsize=5)  # type: ignore[attr-defined]
+    axis.set_xticks(ticks, names, fontsize=6, rotation=90)  # type: ignore[attr-defined]
+    axis.set_yticks(ticks, names, fontsize=6)  # type: ignore[attr-defined]

@@ -2,14 +2,13 @@
 
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
-from model import GPT, attention
+from model import GPT, CausalSelfAttention, attention
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ def record(model: GPT, tokens_BT: Tensor) -> Record:
     kept: list[tuple[Tensor, ...]] = []
     heads: list[Tensor] = []
 
-    def keep(attn: nn.Module, inputs: tuple) -> None:
+    def keep(attn: CausalSelfAttention, inputs: tuple) -> None:
         q_BHTD, *shared = attn.queries_keys_values(*inputs[:2])
         # Heads may share keys and values (Ainslie et al., 2023): here each has them to itself
         k_BHTD, v_BHTD = (t.repeat_interleave(q_BHTD.shape[1] // t.shape[1], 1) for t in shared)
@@ -40,9 +39,10 @@ def record(model: GPT, tokens_BT: Tensor) -> Record:
         heads.append(by_head(inputs[0], model.config.n_head).transpose(1, 2))
 
     with ExitStack() as hooks:
-        for block in model.blocks:
-            hooks.enter_context(block.attn.register_forward_pre_hook(keep))
-            hooks.enter_context(block.attn.c_proj.register_forward_pre_hook(keep_heads))
+        for layer in range(model.config.n_layer):
+            attn = model.get_submodule(f"blocks.{layer}.attn")
+            hooks.enter_context(attn.register_forward_pre_hook(keep))
+            hooks.enter_context(attn.get_submodule("c_proj").register_forward_pre_hook(keep_heads))
         logits_BTV = model(tokens_BT)
     q, k, v, weights = (torch.stack(layers) for layers in zip(*kept, strict=True))
     return Record(q, k, v, weights, torch.stack(heads), logits_BTV)
@@ -56,14 +56,13 @@ def by_head(y_BTC: Tensor, n_head: int) -> Tensor:
 def switch_off(model: GPT, layer: int, head: int) -> RemovableHandle:
     """Let a head pass on zeros: `with switch_off(model, 0, 3): ...` (Olsson et al., 2022)."""
 
-    def zero(n_head: int, c_proj: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-        heads_BTHD = by_head(inputs[0].clone(), n_head)
+    def zero(c_proj: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+        heads_BTHD = by_head(inputs[0].clone(), model.config.n_head)
         heads_BTHD[:, :, head] = 0
         return (heads_BTHD.flatten(2),)
 
-    return model.blocks[layer].attn.c_proj.register_forward_pre_hook(
-        partial(zero, model.config.n_head)
-    )
+    c_proj = model.get_submodule(f"blocks.{layer}.attn.c_proj")
+    return c_proj.register_forward_pre_hook(zero)
 
 
 def token_losses(logits_BTV: Tensor, tokens_BT: Tensor) -> Tensor:

@@ -9,9 +9,11 @@ FIRST_STANDS_ALONE = {"Mn", "Me", "Mc"}  # accents, which would sit on what stan
 
 def shown(raw: bytes) -> str:
     r"""b" cat\n" -> "␣cat↵"; b"\xf0\x9f" -> "⟨F0⟩⟨9F⟩"; b"\x00" -> "⟨U+0000⟩"."""
+    if not raw:
+        return "∅"
     text = raw.decode(errors="surrogateescape")  # a byte that is not UTF-8 -> U+DC80 + byte
     marked = "".join(map(_mark, text))
-    return "◌" + marked if text and unicodedata.category(text[0]) in FIRST_STANDS_ALONE else marked
+    return "◌" + marked if unicodedata.category(text[0]) in FIRST_STANDS_ALONE else marked
 
 
 def _mark(character: str) -> str:
