@@ -20,6 +20,7 @@ NAMES = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe")
 FLAGS += ("--no-first-run", "--disable-background-networking", "--disable-component-update")
 FLAGS += ("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",)  # no other machine is there
+KEYS = {"Tab": 9, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
 SECONDS = 60  # that any answer may take, on a busy machine too
 
 
@@ -95,8 +96,9 @@ class Page:
 
     def press(self, key: str) -> None:
         """Press a key where the focus is."""
-        for kind in ("keyDown", "keyUp"):
-            self.ask("Input.dispatchKeyEvent", type=kind, key=key, code=key)
+        code = {"windowsVirtualKeyCode": KEYS[key]}
+        for kind in ("rawKeyDown", "keyUp"):
+            self.ask("Input.dispatchKeyEvent", type=kind, key=key, code=key, **code)
 
     def type(self, text: str) -> None:
         self.ask("Input.insertText", text=text)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from data.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer
-from model import GPT, ModelConfig, attention
+from model import GPT, CausalSelfAttention, ModelConfig, attention
 from viewer import examples, page, reverser
 from viewer.labels import label
 from viewer.payload import TEMPERATURES, predictions, triangle
@@ -78,6 +78,7 @@ def test_a_record_leaves_no_hook_behind():
 def test_heads_that_share_keys_and_values_are_shown_with_them(monkeypatch: pytest.MonkeyPatch):
     model = built()
     attn = model.get_submodule("blocks.0.attn")
+    assert isinstance(attn, CausalSelfAttention)
     real = attn.queries_keys_values
 
     def shared(x: Tensor, turn: Any) -> tuple[Tensor, ...]:
@@ -102,9 +103,9 @@ def test_a_head_that_is_off_passes_on_nothing_and_the_others_what_they_did():
     model = built()
     with torch.inference_mode(), switch_off(model, 0, 1):
         without = model(TOKENS)
-    attn, C, D = model.get_submodule("blocks.0.attn"), 24, 8
+    weight_CC = model.get_parameter("blocks.0.attn.c_proj.weight")
     with torch.inference_mode():  # the same by zeroing what c_proj would make of that head
-        attn.c_proj.weight.view(C, 3, D)[:, 1] = 0
+        weight_CC.unflatten(1, (3, 8))[:, 1] = 0
         expected = model(TOKENS)
     assert torch.allclose(without, expected, atol=1e-5)
     assert not torch.allclose(without, record(built(), TOKENS).logits_BTV)
