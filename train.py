@@ -1,9 +1,7 @@
-"""Train a GPT from scratch.
+"""Train a GPT from scratch: read `train` from top to bottom, and each name in it is a file.
 
-    python train.py config/quickstart.toml --resume               # go on where it stopped
-    torchrun --nproc-per-node=8 train.py config/gpt2_124m.toml    # eight GPUs
-
-Read `train` from top to bottom: it is the whole story, and each name in it is a file.
+python train.py config/quickstart.toml --resume               # go on where it stopped
+torchrun --nproc-per-node=8 train.py config/gpt2_124m.toml    # eight GPUs
 """
 
 import contextlib
@@ -18,7 +16,7 @@ from torch import Tensor, nn
 import sample
 from data.bigram import bigram_loss
 from data.loader import Batches, DataConfig, Dataset, eval_batches
-from engine import checkpoint, cli, parallel, recipe, report
+from engine import checkpoint, cli, parallel, recipe, report, resume
 from engine.evaluate import evaluate
 from engine.metrics import Metrics, check_finite
 from engine.optim import OptimConfig, Optimizer, build_optimizers, schedule
@@ -45,6 +43,8 @@ class TrainConfig:
     """Sequences per pass on one device: fits memory, not the result; 0 for all of its share."""
     eval_every: int = 250
     """Steps between evaluations; each also saves a checkpoint."""
+    keep_every: int = 0
+    """Keep the checkpoint of every so many steps, from step 0, to watch it learn; 0 for none."""
     eval_tokens: int = 0
     """Evaluate on the first so many tokens of the validation split; 0 for all of it."""
     samples: int = 2
@@ -65,7 +65,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         cli.at_least(1, self, "eval_every")
         cli.at_least(0, self, "max_steps", "batch_size", "micro_batch_size", "seed")
-        cli.at_least(0, self, "eval_tokens", "samples")
+        cli.at_least(0, self, "keep_every", "eval_tokens", "samples")
 
 
 @dataclass
@@ -106,9 +106,7 @@ def train(config: TrainConfig, world: World, stop: StopRequest) -> None:
     torch.manual_seed(config.seed)
     model = GPT(config.model).to(world.device)
     config = recipe.complete(config, model, len(train_T))
-    if config.compile:
-        model.compile()
-    replica = parallel.replicate(model, world)
+    replica = parallel.replicate(model, world, compiled=config.compile)
     optimizers = build_optimizers(model, config.optim, getattr(torch, config.precision))
 
     # Where to start
@@ -127,6 +125,8 @@ def train(config: TrainConfig, world: World, stop: StopRequest) -> None:
                 evaluate_and_save(run)
             if stop.on_any_rank(world):
                 leave(run)
+            if config.keep_every and step % config.keep_every == 0:
+                save(run, [f"step_{step}"])
             if not is_last:
                 update(run, fetch.batch(step))
     if world.is_main:
@@ -180,8 +180,7 @@ def evaluate_and_save(run: Run) -> None:
 
 def save(run: Run, names: list[str]) -> None:
     """Write all that resuming and sampling need, from the main process."""
-    if not run.world.is_main:
-        return
+    run.metrics.flush()  # raises, before anything is saved, if a gradient was not finite
     state = {
         "step": run.step,
         "best_val_loss": run.best_val_loss,
@@ -190,26 +189,26 @@ def save(run: Run, names: list[str]) -> None:
         "model_config": asdict(run.config.model),
         "tokenizer": run.dataset.tokenizer.state(),
         "data": run.dataset.meta["splits"],
-        **checkpoint.pack(run.model, run.optimizers),
+        **resume.pack(run.model, run.optimizers),
     }
-    checkpoint.save(run.config.out_dir, state, names)
+    if run.world.is_main:
+        checkpoint.save(run.config.out_dir, state, names)
 
 
 def restore(run: Run) -> None:
     """Take up the last checkpoint. Raises ValueError if it is of another model or dataset."""
     state = checkpoint.load(run.config.out_dir, "last")
-    checkpoint.check_same("tokenizer", run.dataset.tokenizer.state(), state["tokenizer"])
-    checkpoint.check_same("model", asdict(run.config.model), state["model_config"])
-    checkpoint.check_same("dataset", run.dataset.meta["splits"], state["data"])
-    checkpoint.check_steps(state["step"], run.config.max_steps)
-    checkpoint.unpack(state, run.model, run.optimizers)
+    resume.check_same("tokenizer", run.dataset.tokenizer.state(), state["tokenizer"])
+    resume.check_same("model", asdict(run.config.model), state["model_config"])
+    resume.check_same("dataset", run.dataset.meta["splits"], state["data"])
+    resume.check_steps(state["step"], run.config.max_steps)
+    resume.unpack(state, run.model, run.optimizers)
     run.step, run.elapsed_seconds = state["step"], state["elapsed_seconds"]
     run.best_val_loss = state["best_val_loss"]
 
 
 def leave(run: Run) -> None:
     """Asked to stop: save, say how to go on, and exit as shells expect."""
-    run.metrics.flush()
     save(run, ["last"] if math.isfinite(run.best_val_loss) else ["last", "best"])
     run.metrics.end(run.step, f"python train.py {run.config.out_dir}/config.toml --resume")
     raise SystemExit(run.stop.exit_code)

@@ -18,19 +18,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-
-from engine.optim import Optimizer
 
 FORMAT = 1  # raise this when the meaning of a field changes
 RECORD = "checkpoints.json"
 
 
 def save(out_dir: Path, state: dict[str, Any], names: list[str]) -> None:
-    """Write `state`, which has a step, and let `names` ("last", "best") point to it.
+    """Write `state`, which has a step, and let `names` ("last", "best", "step_500") point to it.
 
-    Raises OSError if it cannot be written; what was saved before stays.
+    What no name points to any more is removed. Raises OSError if it cannot be written; what was
+    saved before stays.
     """
+    if "last" not in names:  # the only one to go on from, so that no other needs the optimizers
+        state = {key: value for key, value in state.items() if key != "optimizers"}
     out_dir.mkdir(parents=True, exist_ok=True)
     partial = out_dir / "checkpoint.partial"
     try:
@@ -71,44 +71,11 @@ def open_folder(out_dir: Path, config: str, resume: bool) -> None:
     _write(out_dir / "config.toml", config)
 
 
-def pack(model: nn.Module, optimizers: list[Optimizer]) -> dict[str, Any]:
-    """The part of a checkpoint that is weights and what the optimizers know of them."""
-    return {
-        "model": model.state_dict(),
-        "optimizers": [optimizer.state for optimizer in optimizers],
-    }
-
-
-def unpack(state: dict[str, Any], model: nn.Module, optimizers: list[Optimizer]) -> None:
-    """Put the weights and the optimizers' state back, but not their settings.
-
-    So a lower learning rate takes effect. Raises ValueError if another optimizer was saved.
-    """
-    if [optimizer.state.keys() for optimizer in optimizers] != [
-        saved.keys() for saved in state["optimizers"]
-    ]:
-        raise ValueError("a run goes on with its own optimizer: optim.name has changed")
-    model.load_state_dict(state["model"])
-    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-        for name, tensors in optimizer.state.items():
-            for tensor, saved_tensor in zip(tensors, saved[name], strict=True):
-                tensor.copy_(saved_tensor)
-
-
-def check_same(what: str, asked: dict[str, Any], saved: dict[str, Any]) -> None:
-    """Raise ValueError that names what differs between this run and the checkpoint."""
-    for key in sorted(asked.keys() | saved.keys()):
-        if key not in asked or key not in saved or asked[key] != saved[key]:
-            raise ValueError(
-                f"the checkpoint has another {what}: its {key} differs from this run's; resume "
-                "with the run's own config.toml and dataset, or start anew in another out_dir"
-            )
-
-
-def check_steps(done: int, max_steps: int) -> None:
-    """Raise ValueError if a run is to end before the step that it has reached."""
-    if done > max_steps:
-        raise ValueError(f"max_steps must be at least the {done} steps done: got {max_steps}")
+def history(out_dir: Path) -> list[str]:
+    """Names of all that is saved, in the order of their steps; of one step, one name."""
+    record = _read_record(out_dir)
+    by_step = {record[name]["step"]: name for name in record}
+    return [by_step[step] for step in sorted(by_step)]
 
 
 def load(out_dir: Path, name: str) -> dict[str, Any]:

@@ -119,8 +119,10 @@ def has_bfloat16(device: torch.device) -> bool:
     return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
-def replicate(model: nn.Module, world: World) -> nn.Module:
+def replicate(model: nn.Module, world: World, compiled: bool) -> nn.Module:
     """Copy `model` to every process, which then average their gradients (Li et al., 2020)."""
+    if compiled:
+        model.compile()  # in place, so that the names of its parameters stay
     return nn.parallel.DistributedDataParallel(model) if world.size > 1 else model
 
 

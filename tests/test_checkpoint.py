@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine import checkpoint
+from engine import checkpoint, resume
 from engine.optim import OptimConfig, Optimizer, build_optimizers
 from model import GPT, ModelConfig
 
@@ -114,6 +114,20 @@ def test_the_record_holds_size_and_hash_of_each_file(saved: Path):
         data = (saved / entry["file"]).read_bytes()
         assert entry["bytes"] == len(data)
         assert entry["sha256"] == hashlib.sha256(data).hexdigest()
+
+
+def test_a_checkpoint_under_its_own_name_stays_when_newer_ones_come(saved: Path):
+    checkpoint.save(saved, state(2) | {"optimizers": [1]}, ["step_2"])
+    checkpoint.save(saved, state(3) | {"optimizers": [1]}, ["last", "best"])
+    assert steps(saved) == {"last": 3, "best": 3, "step_2": 2}
+    assert checkpoint.history(saved) == ["step_2", "best"]
+
+
+def test_only_the_checkpoint_to_go_on_from_holds_optimizers(saved: Path):
+    checkpoint.save(saved, state(2) | {"optimizers": [1]}, ["step_2"])
+    checkpoint.save(saved, state(2) | {"optimizers": [1]}, ["last"])
+    assert "optimizers" in checkpoint.load(saved, "last")
+    assert "optimizers" not in checkpoint.load(saved, "step_2")
 
 
 # --- Kills and full disks -------------------------------------------------------------------------
@@ -352,16 +366,16 @@ def updated(model: GPT, optimizers: list[Optimizer], n: int) -> dict[str, Any]:
 def test_updates_go_on_after_a_restore_as_if_nothing_had_happened(tmp_path: Path, name: Any):
     model, optimizers = parts(name)
     updated(model, optimizers, 3)
-    checkpoint.save(tmp_path, {"step": 3, **checkpoint.pack(model, optimizers)}, ["last"])
+    checkpoint.save(tmp_path, {"step": 3, **resume.pack(model, optimizers)}, ["last"])
     expected = updated(model, optimizers, 4)
     model, optimizers = parts(name)
-    checkpoint.unpack(checkpoint.load(tmp_path, "last"), model, optimizers)
+    resume.unpack(checkpoint.load(tmp_path, "last"), model, optimizers)
     found = updated(model, optimizers, 4)
     assert all(torch.equal(found[key], expected[key]) for key in expected)
 
 
 def test_a_checkpoint_holds_no_settings_of_the_optimizers_so_that_a_run_may_change_them():
-    state = checkpoint.pack(*parts())
+    state = resume.pack(*parts())
     for names in state["optimizers"]:
         assert all(isinstance(tensor, torch.Tensor) for ts in names.values() for tensor in ts)
 
@@ -369,7 +383,7 @@ def test_a_checkpoint_holds_no_settings_of_the_optimizers_so_that_a_run_may_chan
 def test_another_optimizer_is_refused():
     model, optimizers = parts("adamw")
     with pytest.raises(ValueError, match=r"its own optimizer: optim\.name has changed"):
-        checkpoint.unpack(checkpoint.pack(*parts("muon")), model, optimizers)
+        resume.unpack(resume.pack(*parts("muon")), model, optimizers)
 
 
 @pytest.mark.parametrize(
@@ -384,8 +398,8 @@ def test_another_optimizer_is_refused():
 def test_a_difference_is_refused_by_name_with_the_ways_out(asked: Any, saved: Any, key: str):
     message = rf"another model: its {key} differs .*config\.toml and dataset, or .* another out_dir"
     with pytest.raises(ValueError, match=message):
-        checkpoint.check_same("model", asked, saved)
+        resume.check_same("model", asked, saved)
 
 
 def test_no_difference_is_no_error():
-    checkpoint.check_same("model", {"n_layer": 1}, {"n_layer": 1})
+    resume.check_same("model", {"n_layer": 1}, {"n_layer": 1})

@@ -13,9 +13,9 @@ from engine.cli import parse_config
 from train import TrainConfig
 
 ROOT = Path(__file__).parents[1]
-SCRIPTS = {"train", "sample", "bench"}
+SCRIPTS = {"train", "sample", "visualize", "bench"}
 SCRIPTS |= {"data.prepare", "benchmarks.probe", "benchmarks.evaluator", "benchmarks.encoding"}
-FOLDERS = ("data", "engine", "sampling", "benchmarks")  # rooms, in which some scripts live, too
+FOLDERS = ("data", "engine", "sampling", "viewer", "benchmarks")  # rooms; scripts may live there
 ROOMS = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts): path
     for path in [ROOT / "model.py", *(p for name in FOLDERS for p in ROOT.glob(f"{name}/*.py"))]
@@ -33,6 +33,12 @@ LIBRARIES = {  # what a room may import besides torch, numpy and the standard li
     "engine.metrics": {"tqdm"},
     "engine.report": {"matplotlib"},
     "engine.wandb_run": {"requests", "wandb"},
+    "viewer.picture": {"matplotlib"},
+}
+KNOWS = {  # data, engine and the model know no other room
+    "sampling": {"data", "engine", "model"},
+    "viewer": {"model"},
+    "benchmarks": {"data", "engine", "model", "sampling"},
 }
 BUDGETS = {"model": 460, "train": 250, "sample": 260}
 BLOCKS = (ast.For, ast.While, ast.If, ast.With, ast.Try, ast.Match)
@@ -78,20 +84,16 @@ def test_a_room_imports_no_script(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(ROOMS.keys() - SCRIPTS))
-def test_data_and_engine_do_not_know_each_other_nor_the_model(name: str) -> None:
+def test_a_room_knows_only_the_rooms_that_it_is_made_from(name: str) -> None:
     own = name.partition(".")[0]
-    others = {"data", "engine", "model", "sampling", "benchmarks"} - {own}
-    if own in ("benchmarks", "sampling"):  # which bring the others together
-        others = set()
+    others = {*FOLDERS, "model"} - {own} - KNOWS.get(own, set())
     assert not {module.partition(".")[0] for module in imports(name)} & others
 
 
 @pytest.mark.parametrize("name", sorted(ROOMS))
 def test_a_room_imports_its_own_library_and_no_other(name: str) -> None:
-    allowed = {"torch", "numpy", "data", "engine"} | sys.stdlib_module_names
+    allowed = {"torch", "numpy", "model", *FOLDERS} | sys.stdlib_module_names
     allowed |= LIBRARIES.get(name, set())
-    allowed |= {"model", "sampling"} if name.startswith(("benchmarks", "sampling")) else set()
-    allowed |= {"benchmarks"} if name.startswith("benchmarks") else set()
     assert {module.partition(".")[0] for module in imports(name)} <= allowed
 
 
@@ -160,6 +162,8 @@ def test_the_readme_gives_the_reason_for_each_dependency() -> None:
 
 def test_the_files_that_the_readme_names_exist() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    named = set(re.findall(r"\b(?:config|data|engine|benchmarks|tests)/\w+\.(?:py|toml)\b", readme))
+    named = set(
+        re.findall(r"\b(?:config|data|engine|viewer|benchmarks|tests)/\w+\.(?:py|toml)\b", readme)
+    )
     assert named
     assert [name for name in sorted(named) if not (ROOT / name).exists()] == []

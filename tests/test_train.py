@@ -344,6 +344,20 @@ def test_a_run_stopped_again_and_again_ends_as_undisturbed(
     assert outcome(tmp_path / "run") == outcome(undisturbed)
 
 
+def test_checkpoints_are_kept_when_asked_and_a_resumed_run_keeps_the_same(
+    tiny: Path, undisturbed: Path, tmp_path: Path, signals: Callable[..., None]
+):
+    signals("update", 5, signal.SIGTERM)
+    assert stopped_here(tiny, tmp_path / "run", "--keep_every=3") == 143
+    train_here(tiny, tmp_path / "run", "--keep_every=3", "--resume")
+    names = [f"step_{step}" for step in (0, 3, 6, 9)]
+    assert checkpoint.history(tmp_path / "run")[:4] == names
+    steps = [checkpoint.load(tmp_path / "run", name)["step"] for name in names]
+    assert steps == [0, 3, 6, 9]
+    assert outcome(tmp_path / "run") == outcome(undisturbed)
+    assert not {"step_0", "step_3"} & set(checkpoint.history(undisturbed))
+
+
 def test_a_resumed_run_remembers_its_best_loss(
     tiny: Path, tmp_path: Path, signals: Callable[..., None]
 ):

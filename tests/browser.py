@@ -1,0 +1,144 @@
+"""A headless Chromium that tests can click in, over the DevTools protocol on two pipes.
+
+Pipes need no library, no port and no network: https://chromedevtools.github.io/devtools-protocol
+"""
+
+import base64
+import contextlib
+import fcntl
+import json
+import os
+import select
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe")
+FLAGS += ("--no-first-run", "--disable-background-networking", "--disable-component-update")
+FLAGS += ("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",)  # no other machine is there
+KEYS = {"Tab": 9, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
+SECONDS = 60  # that any answer may take, on a busy machine too
+
+
+def find_chromium() -> str | None:
+    return next(filter(None, map(shutil.which, NAMES)), None)
+
+
+class Page:
+    """One tab; `messages` keeps all that the browser reported of it."""
+
+    def __init__(self, to_browser: int, from_browser: int) -> None:
+        self.to_browser, self.from_browser = to_browser, from_browser
+        self.messages: list[dict[str, Any]] = []
+        self.unread, self.sent, self.session = b"", 0, {}
+        target = self.ask("Target.createTarget", url="about:blank")["targetId"]
+        attached = self.ask("Target.attachToTarget", targetId=target, flatten=True)
+        self.session = {"sessionId": attached["sessionId"]}
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.ask(f"{domain}.enable")
+
+    def ask(self, method: str, **parameters: Any) -> Any:
+        """Call a method of the protocol and return its result."""
+        self.sent += 1
+        message = {"id": self.sent, "method": method, "params": parameters, **self.session}
+        os.write(self.to_browser, json.dumps(message).encode() + b"\0")
+        while True:
+            answer = self.receive()
+            if "id" in answer and answer["id"] == self.sent:
+                assert "error" not in answer, answer
+                return answer["result"]
+            self.messages.append(answer)
+
+    def receive(self) -> dict[str, Any]:
+        deadline = time.monotonic() + SECONDS
+        while b"\0" not in self.unread:
+            ready, _, _ = select.select([self.from_browser], [], [], deadline - time.monotonic())
+            assert ready, "the browser does not answer"
+            self.unread += os.read(self.from_browser, 2**20)
+        message, _, self.unread = self.unread.partition(b"\0")
+        return json.loads(message)
+
+    def open(self, url: str, width: int = 1366, height: int = 768, theme: str = "light") -> None:
+        """Go to `url` and wait until the page says that it is ready."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self.ask("Emulation.setDeviceMetricsOverride", **size)
+        scheme = {"name": "prefers-color-scheme", "value": theme}
+        self.ask("Emulation.setEmulatedMedia", features=[scheme])
+        self.ask("Page.navigate", url=url)
+        self.wait("document.querySelector('#side > *') !== null")
+
+    def run(self, script: str) -> Any:
+        """The value of a JavaScript expression."""
+        found = self.ask("Runtime.evaluate", expression=script, returnByValue=True)
+        assert "exceptionDetails" not in found, found
+        return found["result"].get("value")
+
+    def wait(self, condition: str) -> None:
+        deadline = time.monotonic() + SECONDS
+        while not self.run(condition):
+            assert time.monotonic() < deadline, f"never true: {condition}"
+            time.sleep(0.02)
+
+    def click(self, selector: str, x: float = 0.5, y: float = 0.5) -> None:
+        """Press the mouse on an element, at a fraction of its width and height."""
+        box = self.run(
+            f"(() => {{ const r = document.querySelector({json.dumps(selector)})"
+            ".getBoundingClientRect(); return [r.x, r.y, r.width, r.height]; })()"
+        )
+        at = {"x": box[0] + x * box[2], "y": box[1] + y * box[3]}
+        self.ask("Input.dispatchMouseEvent", type="mouseMoved", **at)
+        for kind in ("mousePressed", "mouseReleased"):
+            self.ask("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **at)
+
+    def press(self, key: str) -> None:
+        """Press a key where the focus is."""
+        code = {"windowsVirtualKeyCode": KEYS[key]}
+        for kind in ("rawKeyDown", "keyUp"):
+            self.ask("Input.dispatchKeyEvent", type=kind, key=key, code=key, **code)
+
+    def type(self, text: str) -> None:
+        self.ask("Input.insertText", text=text)
+
+    def screenshot(self, path: Path) -> None:
+        path.write_bytes(base64.b64decode(self.ask("Page.captureScreenshot")["data"]))
+
+    def complaints(self) -> list[dict[str, Any]]:
+        """Exceptions, and all that was written to the console."""
+        kinds = ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded")
+        return [message for message in self.messages if message["method"] in kinds]
+
+    def requests(self) -> list[str]:
+        """Addresses that the page asked for."""
+        sent = [m for m in self.messages if m["method"] == "Network.requestWillBeSent"]
+        return [message["params"]["request"]["url"] for message in sent]
+
+
+@contextlib.contextmanager
+def chromium(path: str, folder: Path) -> Iterator[Page]:
+    """Start a browser with a profile of its own in `folder`."""
+    pairs = [os.pipe(), os.pipe()]
+    # Chromium reads from 3 and writes to 4, so that ours must lie higher
+    (theirs_in, ours_out), (ours_in, theirs_out) = (
+        [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in pair] for pair in pairs
+    )
+    for end in (*pairs[0], *pairs[1]):
+        os.close(end)
+    shell = f'exec "$0" "$@" 3<&{theirs_in} 4>&{theirs_out}'
+    process = subprocess.Popen(
+        ["bash", "-c", shell, path, *FLAGS, f"--user-data-dir={folder}"],
+        pass_fds=(theirs_in, theirs_out),
+        stderr=subprocess.DEVNULL,
+    )
+    os.close(theirs_in)
+    os.close(theirs_out)
+    try:
+        yield Page(ours_out, ours_in)
+    finally:
+        process.terminate()
+        process.wait(SECONDS)
+        os.close(ours_out)
+        os.close(ours_in)

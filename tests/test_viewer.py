@@ -1,0 +1,450 @@
+"""What the viewer shows is what the model computed, and what it says of a head has been checked."""
+
+import base64
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from data.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer
+from model import GPT, CausalSelfAttention, ModelConfig, attention
+from viewer import examples, page, reverser
+from viewer.labels import label
+from viewer.payload import TEMPERATURES, predictions, triangle
+from viewer.probe import Measured, make_probes, measure
+from viewer.record import costs, losses, record, switch_off
+from viewer.scene import Checkpoint, cuts, model_scene, most_checkpoints
+from viewer.scores import SCORES, duplicate, induction, uniform
+from viewer.tokens import shown
+
+T, V = 11, 13
+TOKENS = torch.tensor([[5, 1, 7, 3, 5, 1, 7, 3, 2, 0, 12]])
+kinds = pytest.mark.parametrize(
+    ("architecture", "kernel"), [("gpt2", "fused"), ("modern", "fused"), ("modern", "explicit")]
+)
+
+
+def built(architecture: Any = "modern", kernel: Any = "explicit", **sizes: Any) -> GPT:
+    """A model with wild weights, so that no two heads are alike."""
+    torch.manual_seed(0)
+    sizes = {"context_length": 16, "n_layer": 2, "n_head": 3, "n_embd": 24} | sizes
+    model = GPT(ModelConfig(architecture=architecture, attention=kernel, vocab_size=V, **sizes))
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.4)
+    return model.eval()
+
+
+def unpacked(text: str) -> np.ndarray:
+    return np.frombuffer(base64.b64decode(text), "<f4")
+
+
+# --- The record -----------------------------------------------------------------------------------
+
+
+@kinds
+def test_a_record_holds_the_models_own_tensors_and_changes_nothing(architecture: Any, kernel: Any):
+    model, seen = built(architecture, kernel), []
+    with torch.inference_mode():
+        logits_BTV = model(TOKENS)
+        model.get_submodule("blocks.1.attn.c_proj").register_forward_pre_hook(
+            lambda _, inputs: seen.append(inputs[0])
+        )
+        kept = record(model, TOKENS)
+    assert torch.equal(kept.logits_BTV, logits_BTV)
+    assert torch.equal(kept.heads_LBHTD[1].transpose(1, 2).flatten(2), seen[0])
+    rows_LBHT = kept.weights_LBHTS.sum(-1)
+    assert torch.allclose(rows_LBHT, torch.ones_like(rows_LBHT), atol=1e-6)
+    assert kept.weights_LBHTS.triu(1).abs().max() == 0
+    read_LBHTD = kept.weights_LBHTS @ kept.v_LBHTD
+    assert torch.allclose(read_LBHTD, kept.heads_LBHTD, atol=1e-5)
+    scores_LBHTS = kept.q_LBHTD @ kept.k_LBHTD.mT / math.sqrt(8)
+    future_TT = torch.ones(T, T, dtype=torch.bool).triu(1)
+    weights_LBHTS = scores_LBHTS.masked_fill(future_TT, -torch.inf).softmax(-1)
+    assert torch.allclose(weights_LBHTS, kept.weights_LBHTS, atol=1e-6)
+
+
+def test_a_record_leaves_no_hook_behind():
+    model = built()
+    record(model, TOKENS)
+    costs(model, TOKENS)
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_heads_that_share_keys_and_values_are_shown_with_them(monkeypatch: pytest.MonkeyPatch):
+    model = built()
+    attn = model.get_submodule("blocks.0.attn")
+    assert isinstance(attn, CausalSelfAttention)
+    real = attn.queries_keys_values
+
+    def shared(x: Tensor, turn: Any) -> tuple[Tensor, ...]:
+        q_BHTD, k_BHTD, v_BHTD = real(x, turn)
+        return q_BHTD, k_BHTD[:, :1], v_BHTD[:, :1]
+
+    kept = record(model, TOKENS)
+    with monkeypatch.context() as patch:
+        patch.setattr(attn, "queries_keys_values", shared)
+        patch.setattr("model.fused_attention", attention_with_shared_keys)
+        patch.setattr("model.attention", attention_with_shared_keys)
+        shared_kept = record(model, TOKENS)
+    assert torch.equal(shared_kept.k_LBHTD[0, :, 0], kept.k_LBHTD[0, :, 0])
+    assert torch.equal(shared_kept.k_LBHTD[0, :, 2], kept.k_LBHTD[0, :, 0])
+
+
+def attention_with_shared_keys(q: Tensor, k: Tensor, v: Tensor, **settings: Any) -> Any:
+    return attention(q, k.expand_as(q), v.expand_as(q), **settings)
+
+
+def test_a_head_that_is_off_passes_on_nothing_and_the_others_what_they_did():
+    model = built()
+    with torch.inference_mode(), switch_off(model, 0, 1):
+        without = model(TOKENS)
+    weight_CC = model.get_parameter("blocks.0.attn.c_proj.weight")
+    with torch.inference_mode():  # the same by zeroing what c_proj would make of that head
+        weight_CC.unflatten(1, (3, 8))[:, 1] = 0
+        expected = model(TOKENS)
+    assert torch.allclose(without, expected, atol=1e-5)
+    assert not torch.allclose(without, record(built(), TOKENS).logits_BTV)
+
+
+def test_costs_are_the_losses_without_each_head_less_those_with_all():
+    model = built()
+    found = costs(model, TOKENS)
+    assert found.shape == (2, 3, 1, T - 1)
+    with switch_off(model, 1, 2):
+        without = losses(model, TOKENS)
+    assert torch.equal(found[1, 2], without - losses(model, TOKENS))
+    mean = losses(model, TOKENS).mean()
+    assert mean == pytest.approx(model(TOKENS[:, :-1], TOKENS[:, 1:]).item(), abs=1e-5)
+
+
+# --- Scores ---------------------------------------------------------------------------------------
+
+EIGHT = torch.tensor([5, 1, 7, 3] * 2)
+PREVIOUS = torch.eye(8).roll(-1, dims=1)  # and row 0, which has nothing before it, at itself
+PREVIOUS[0] = torch.eye(8)[0]
+FIRST = torch.zeros(8, 8).index_fill(1, torch.tensor([0]), 1.0)
+COPIES = torch.eye(8)
+COPIES[4:] = torch.eye(8)[1:5]  # position i looks at i - 3, which followed its copy at i - 4
+HALVES = (PREVIOUS + torch.eye(8)) / 2
+
+
+@pytest.mark.parametrize(
+    ("weights_TT", "expected"),
+    [
+        (torch.eye(8), {"previous": 0, "current": 1, "entropy": 0, "distance": 0}),
+        (PREVIOUS, {"previous": 1, "current": 0, "first": 1 / 7, "distance": 0.875}),
+        (FIRST, {"first": 1, "previous": 1 / 7, "distance": 3.5}),
+        (uniform(8), {"previous": 0.245408, "current": 0.245408, "first": 0.245408}),
+        (uniform(8), {"entropy": 1, "distance": 1.75, "induction": 0.158631}),
+        (uniform(8), {"duplicate": 0.158631}),
+        (COPIES, {"induction": 1, "duplicate": 0}),
+        (HALVES, {"previous": 0.5, "current": 0.5}),
+    ],
+)
+def test_scores_of_matrices_with_known_values(weights_TT: Tensor, expected: dict[str, float]):
+    found = {name: float(SCORES[name](weights_TT, EIGHT)) for name in expected}
+    assert found == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_induction_score_is_the_mean_of_the_stripe_on_a_text_said_twice():
+    weights_TT, P = torch.rand(8, 8).tril().softmax(-1), 4
+    stripe = [weights_TT[i, i - P + 1] for i in range(P, 2 * P)]
+    assert induction(weights_TT, EIGHT) == pytest.approx(float(sum(stripe)) / P)
+    copies = [weights_TT[i, i - P] for i in range(P, 2 * P)]
+    assert duplicate(weights_TT, EIGHT) == pytest.approx(float(sum(copies)) / P)
+
+
+def test_scores_of_the_worked_example():
+    _, _, v_BHTD = examples.walk_through()
+    assert v_BHTD.shape == (2, 1, 4, 2)
+    weights_BHTS = attention(*examples.walk_through(), causal=True)[1]
+    found = {name: float(SCORES[name](weights_BHTS[0, 0], torch.arange(4))) for name in SCORES}
+    expected = {"previous": 0.4054, "first": 0.4782, "entropy": 0.9448, "distance": 0.8732}
+    assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-4)
+    assert math.isnan(found["induction"])  # no token comes twice, so no text can tell
+
+
+# --- Labels ---------------------------------------------------------------------------------------
+
+
+def measured(
+    name: str,
+    score: float,
+    uniform: float = 0.05,
+    n_periods: int = 4,
+    costs: tuple[float, float] = (0.5, 0.5),
+    on_random: float | None = None,
+) -> Measured:
+    """Two layers of one head that scores so in `name`, and 0 in everything else."""
+    scores = {key: torch.full((2, 1), score if key == name else 0.0) for key in SCORES}
+    first_LH = torch.full((2, 1), score if on_random is None else on_random)
+    return Measured(
+        written=scores,
+        copied=scores | {"first": first_LH},
+        uniform=dict.fromkeys(SCORES, uniform),
+        cost_written_LH=torch.full((2, 1), costs[0]),
+        cost_copied_LH=torch.full((2, 1), costs[1]),
+        copy_loss=1.0,
+        n_periods=n_periods,
+    )
+
+
+@pytest.mark.parametrize(
+    ("layer", "found", "expected", "reason"),
+    [
+        (1, measured("induction", 0.7), "induction", "+0.50 on a copy"),
+        (0, measured("induction", 0.95), "", "it takes two layers, so this is a fixed distance"),
+        (1, measured("induction", 0.7, n_periods=1), "", "too short to try several periods"),
+        (1, measured("induction", 0.7, costs=(9, 0.05)), "", "costs 0.05 nats on a copy"),
+        (1, measured("induction", 0.7, uniform=0.2), "", "less than 5 times uniform"),
+        (0, measured("duplicate", 0.5), "duplicate", "duplicate token 0.50"),
+        (0, measured("previous", 0.29), "", "no score of 0.3 or more"),
+        (0, measured("previous", 0.31), "previous", "previous token 0.31 (uniform 0.05)"),
+        (0, measured("previous", 0.9, costs=(0.0, 0.0)), "", "costs next to nothing"),
+        (0, measured("current", 0.9, costs=(0.0, 0.2)), "current", "+0.20 on a copy"),
+        (0, measured("first", 0.9, costs=(0.0, 0.0)), "first", "and on random tokens too"),
+        (0, measured("first", 0.9, on_random=0.1), "", "not on random tokens"),
+    ],
+)
+def test_a_label_needs_score_baseline_and_behaviour(
+    layer: int, found: Measured, expected: str, reason: str
+):
+    key, why = label(layer, 0, found)
+    assert key == expected
+    assert reason in why
+
+
+def test_probes_repeat_different_tokens_that_the_model_uses_at_several_periods():
+    model = built(context_length=64)
+    probes = make_probes(model, 3, V)
+    assert probes.written_BT.shape == (4, 64)
+    assert (probes.written_BT[:, 0] == 3).all()
+    assert [tokens_BT.shape[1] // 2 for tokens_BT in probes.copies] == [5, 8, 13]  # 13 tokens
+    for tokens_BT in probes.copies:
+        once_BP, twice_BP = tokens_BT.chunk(2, dim=1)
+        assert torch.equal(once_BP, twice_BP)
+        assert all(len(row_P.unique()) == len(row_P) for row_P in once_BP)
+    assert torch.equal(make_probes(model, 3, V).written_BT, probes.written_BT)
+
+
+def test_a_model_with_a_tiny_context_is_measured_as_far_as_it_goes():
+    model = built(context_length=4)
+    probes = make_probes(model, 0, V)
+    assert probes.copies == []
+    found = measure(model, probes)
+    assert found.score("induction").isnan().all()
+    assert label(1, 0, found)[0] in ("", "previous", "current", "first")
+
+
+# --- The payload ----------------------------------------------------------------------------------
+
+
+@kinds
+def test_the_payload_is_the_models_tensors_to_float32(architecture: Any, kernel: Any):
+    model = built(architecture, kernel)
+    probes = make_probes(model, 0, V)
+    scene = model_scene([Checkpoint(7, model, measure(model, probes))], TOKENS, str, [])
+    kept, frame = record(model, TOKENS), scene["frames"][0]
+    assert frame["step"] == 7
+    named = {"q": kept.q_LBHTD, "k": kept.k_LBHTD, "v": kept.v_LBHTD, "o": kept.heads_LBHTD}
+    for n, panel in enumerate(frame["panels"]):
+        layer, head = divmod(n, 3)
+        for name, tensor in named.items():
+            found = unpacked(panel[name]).reshape(T, 8)
+            assert (found == tensor[layer, 0, head].numpy()).all()
+        rows = np.split(unpacked(panel["w"]), np.cumsum(range(1, T)))
+        for i, row in enumerate(rows):
+            assert (row == kept.weights_LBHTS[layer, 0, head, i, : i + 1].numpy()).all()
+            assert row.sum() == pytest.approx(1, abs=1e-6)
+        assert unpacked(panel["costs"]) == pytest.approx(costs(model, TOKENS)[layer, head, 0])
+    assert unpacked(frame["losses"])[:-1] == pytest.approx(losses(model, TOKENS)[0], abs=1e-5)
+    assert np.isnan(unpacked(frame["losses"])[-1])
+    json.dumps(scene, allow_nan=False)
+
+
+def test_the_triangle_holds_rows_one_after_another():
+    matrix = torch.tensor([[1, 0, 0], [2, 3, 0], [4, 5, 6]])
+    assert triangle(matrix).tolist() == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("vocab_size", [13, 300])
+def test_a_page_can_compute_every_temperature_from_the_largest_logits(vocab_size: int):
+    logits_TV, truth_T = torch.randn(3, vocab_size) * 5, torch.tensor([4, 0, -1])
+    found = predictions(logits_TV, truth_T, lambda token: f"<{token}>")
+    top_TN = unpacked(found["logits"]).reshape(3, -1)
+    assert top_TN.shape[1] == min(100, vocab_size)
+    for n, temperature in enumerate(TEMPERATURES):
+        sums_T = unpacked(found["sums"]).reshape(3, -1)[:, n]
+        chances = np.exp(top_TN / temperature - sums_T[:, None])
+        expected = (logits_TV / temperature).softmax(-1).sort(descending=True).values
+        assert chances == pytest.approx(expected[:, : top_TN.shape[1]].numpy(), rel=1e-4, abs=1e-6)
+    expected = F.cross_entropy(logits_TV[:2], truth_T[:2], reduction="none")
+    assert unpacked(found["losses"])[:2] == pytest.approx(expected, abs=1e-5)
+    assert found["truth"] == ["<4>", "<0>", None]
+    ranks = [int((logits_TV[i] > logits_TV[i, truth_T[i]]).sum()) for i in (0, 1)]
+    assert found["ranks"] == [*ranks, -1]
+    assert found["top"][0] == [f"<{token}>" for token in logits_TV[0].topk(10).indices.tolist()]
+
+
+def test_what_is_cut_is_said():
+    small = ModelConfig(vocab_size=V, n_layer=12, n_head=12, n_embd=768)
+    large = ModelConfig(vocab_size=V, n_layer=13, n_head=16, n_embd=1024)
+    assert cuts(small, 256) == []
+    assert cuts(large, 300) == [
+        "The first 256 of 300 tokens are shown.",
+        "The first 12 of 13 layers are shown.",
+        "The first 12 of 16 heads of each layer are shown.",
+    ]
+    assert most_checkpoints(small, 256) == 1
+    assert most_checkpoints(ModelConfig(vocab_size=V, n_layer=4, n_head=4, n_embd=128), 64) > 20
+
+
+# --- Worked examples ------------------------------------------------------------------------------
+
+
+def test_the_numbers_of_the_walk_through_are_those_that_are_printed():
+    q_BHTD, k_BHTD, v_BHTD = examples.walk_through()
+    y_BHTD, weights_BHTS = attention(q_BHTD, k_BHTD, v_BHTD, causal=True)
+    scores_TS = q_BHTD[0, 0] @ k_BHTD[0, 0].T
+    printed = {
+        "q": (
+            q_BHTD[0, 0],
+            [[0.88, -0.4509], [-0.0549, -0.7598], [-0.085, -0.5294], [-0.517, -0.3579]],
+        ),
+        "k": (
+            k_BHTD[0, 0],
+            [[-0.0554, -1.9855], [-1.446, -0.2416], [-0.9736, -0.4014], [-0.94, 0.122]],
+        ),
+        "v": (
+            v_BHTD[0, 0],
+            [[-0.3642, 0.4548], [2.0765, 1.9576], [1.4534, 1.2925], [1.6637, 1.054]],
+        ),
+        "scores": (scores_TS[3], [0.7393, 0.8340, 0.6470, 0.4423]),
+        "scaled": (scores_TS[3] / math.sqrt(2), [0.5228, 0.5897, 0.4575, 0.3128]),
+        "weights": (
+            weights_BHTS[0, 0, 2:],
+            [[0.4651, 0.2632, 0.2716, 0], [0.262, 0.2802, 0.2455, 0.2124]],
+        ),
+        "others": (weights_BHTS[1, 0, 3], [0.1504, 0.3682, 0.2866, 0.1948]),
+        "out": (
+            y_BHTD[0, 0],
+            [[-0.3642, 0.4548], [0.3499, 0.8945], [0.772, 1.0779], [1.1964, 1.2087]],
+        ),
+        "other out": (y_BHTD[1, 0, 1:], [[0.7504, -0.0072], [0.8748, 0.0645], [0.7008, -0.1071]]),
+    }
+    for name, (found, expected) in printed.items():
+        assert torch.allclose(found, torch.tensor(expected), atol=5.1e-5), name
+
+
+def test_the_walk_throughs_numbers_come_from_the_seed_that_it_names():
+    torch.manual_seed(42)
+    x_BTC = torch.randn(2, 4, 2)
+    assert torch.allclose(x_BTC, examples.X_BTC, atol=1e-6)
+    for name in ("query", "key", "value"):
+        linear = nn.Linear(2, 2)
+        weight, bias = map(torch.tensor, examples.LINEAR[name])
+        assert torch.allclose(linear.weight, weight, atol=1e-6)
+        assert torch.allclose(linear.bias, bias, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("causal", "scaled", "weights", "output"),
+    [
+        (False, False, [0.285989, 0.378400, 0.335611], [0.532002, 0.543678, 0.461285]),
+        (True, False, [0.285989, 0.378400, 0.335611], [0.532002, 0.543678, 0.461285]),
+        (True, True, [0.3056, 0.3592, 0.3352], [0.5185, 0.5534, 0.4496]),
+    ],
+)
+def test_what_sat_reads_is_computed_right(
+    causal: bool, scaled: bool, weights: list[float], output: list[float]
+):
+    *_, weights_TS, y_TD = examples.cat_sat(causal, scaled)
+    assert weights_TS[2].tolist() == pytest.approx(weights, abs=5e-5)
+    assert y_TD[2].tolist() == pytest.approx(output, abs=5e-5)
+    second = [0.372942, 0.627058, 0] if scaled else [0.28905, 0.71095, 0]
+    if causal:
+        assert weights_TS[1].tolist() == pytest.approx(second, abs=5e-6)
+
+
+def test_the_toy_learns_to_look_backwards():
+    frames = reverser.reverser_scene()["frames"]
+    S = len(reverser.WORD)
+    first, last = (
+        unpacked(frame["panels"][0]["w"]).reshape(S, S) for frame in (frames[0], frames[-1])
+    )
+    assert np.fliplr(last).diagonal().min() > 0.95
+    assert np.fliplr(first).diagonal().max() < 0.9
+    assert frames[-1]["truth"] == list(reverser.WORD[::-1])
+    assert [row[0] for row in frames[-1]["top"]] == list(reverser.WORD[::-1])
+    assert frames[-1]["loss"] < 0.1 < frames[0]["loss"]
+
+
+def test_training_the_toy_leaves_the_random_numbers_of_the_caller_alone():
+    reverser.reverser_scene.cache_clear()
+    torch.manual_seed(0)
+    reverser.reverser_scene()
+    drawn = torch.rand(1)
+    torch.manual_seed(0)
+    assert torch.equal(drawn, torch.rand(1))
+
+
+# --- Tokens ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        (b" cat", "␣cat"),
+        (b"\n", "↵"),
+        (b"\r\n\t", "␍↵⇥"),
+        ("é日".encode(), "é日"),
+        ("🙂".encode(), "🙂"),
+        ("🙂".encode()[:2], "⟨F0⟩⟨9F⟩"),
+        (b"a\xff", "a⟨FF⟩"),
+        (b"\x00\x1b", "⟨U+0000⟩⟨U+001B⟩"),
+        ("\u200b\u2028\u202e".encode(), "⟨U+200B⟩⟨U+2028⟩⟨U+202E⟩"),
+        ("\u0301".encode(), "◌\u0301"),
+        (b"</script>", "</script>"),
+        (b"", "∅"),
+    ],
+)
+def test_a_token_is_shown_as_what_it_is(raw: bytes, expected: str):
+    assert shown(raw) == expected
+
+
+TEXT = "A 🙂 </script><!-- \"'&\\ \t\r\n é日\u2028 ␣"
+RANKS = {bytes([byte]): byte for byte in range(256)} | {b"</": 256, b" \xf0\x9f": 257}
+
+
+@pytest.mark.parametrize(
+    "tokenizer",
+    [ByteTokenizer(), CharTokenizer(TEXT, with_end_of_text=True), BPETokenizer(RANKS, kind="bpe")],
+)
+def test_every_token_reaches_the_page_as_it_is_shown(tokenizer: Any):
+    tokens = tokenizer.encode(TEXT)
+    names = [shown(tokenizer.token_bytes(token)) for token in tokens]
+    scene = {"axes": [{"queries": names}], "frames": []}
+    html = page.build([scene])
+    inside = html.split('id="data">')[1]
+    data, rest = inside.split("</script>", 1)
+    assert json.loads(data) == [scene]
+    assert rest.startswith("\n<script>")
+    assert "<" not in data
+
+
+def test_the_page_names_no_other_host_and_fits_its_budget():
+    for live in (False, True):
+        html = page.build([], live)
+        assert "http:" not in html
+        assert "https:" not in html
+        assert "//" not in html.replace("// ", "").replace("\n//", "")
+        assert ("fetch(" in html) is live
+        assert "innerHTML" not in html
+        assert len(html.encode()) <= 40_300  # 40 kB of ours, and the policy with its hashes
+    sources = sum(len(path.read_bytes()) for path in page.FOLDER.iterdir())
+    assert sources <= 40_000

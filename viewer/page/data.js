@@ -1,0 +1,88 @@
+"use strict";
+// What the page was given, and the state of what is looked at.
+
+const $ = (id) => document.getElementById(id);
+const scenes = JSON.parse($("data").textContent).map(prepare);
+const state = {
+  scene: scenes[1], frame: null, panel: null, // a frame is a checkpoint, a panel a head
+  row: 0, column: 0, // the chosen query and key
+  hover: null, // {i, j} under the pointer
+  pinned: [], view: "map", transposed: false, side: "numbers",
+  temperature: 1, topK: 0, topP: 1, score: "previous",
+};
+
+function prepare(scene) {
+  for (const panel of scene.frames.flatMap((frame) => frame.panels)) panel.axis = scene.axes[panel.axes];
+  for (const axis of scene.axes) axis.self = axis.queries.join("\0") === axis.keys.join("\0");
+  return scene;
+}
+
+// Base64 -> the float32 numbers that the model computed
+function floats(base64) {
+  const text = atob(base64), bytes = new Uint8Array(text.length);
+  for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
+  return new Float32Array(bytes.buffer);
+}
+
+// A tensor of a panel (w, q, k, v, o) or a frame, decoded when it is first needed
+function tensor(holder, name) {
+  holder.decoded ??= {};
+  return (holder.decoded[name] ??= floats(holder[name]));
+}
+
+// Row n of a tensor with so many rows
+function row(holder, name, n, rows) {
+  const all = tensor(holder, name), width = all.length / rows;
+  return Array.from(all.subarray(n * width, (n + 1) * width));
+}
+
+const isMasked = ({ axis }, i, j) => axis.causal && j > i;
+
+function weight(panel, i, j) {
+  const { causal, keys } = panel.axis, start = causal ? (i * (i + 1)) / 2 : i * keys.length;
+  return isMasked(panel, i, j) ? 0 : tensor(panel, "w")[start + j];
+}
+
+// A new element; texts among its children become text nodes, never HTML
+function el(tag, { style, data, ...properties }, ...children) {
+  const node = Object.assign(document.createElement(tag), properties);
+  Object.assign(node.style, style);
+  Object.assign(node.dataset, data);
+  node.append(...children.filter((child) => child !== null));
+  return node;
+}
+
+function svg(tag, attributes, ...children) {
+  const node = document.createElementNS($("svg").namespaceURI, tag);
+  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+  node.append(...children);
+  return node;
+}
+
+const p = (...children) => el("p", {}, ...children);
+const b = (text, name = "") => el("b", { data: { name } }, text);
+const note = (...children) => el("p", { className: "soft" }, ...children);
+const heading = (text) => el("h3", {}, text);
+const swatch = (name, text) => el("span", {},
+  el("span", { className: "swatch", style: { background: `var(--${name})` } }), text);
+
+const range = (n) => Array.from({ length: n }, (_, i) => i);
+const sum = (numbers) => numbers.reduce((a, b) => a + b, 0);
+const mean = (numbers) => sum(numbers) / Math.max(1, numbers.length);
+const quoted = (token) => `“${token}”`;
+
+// 0.25 -> "0.2500"; without `digits` very large and very small numbers get an exponent
+function show(number, digits) {
+  if (number === null || Number.isNaN(number)) return "–";
+  const size = Math.abs(number), far = !digits && size && (size >= 1e5 || size < 5e-5);
+  return (far ? number.toExponential(2) : number.toFixed(digits ?? 4)).replaceAll("-", "−");
+}
+
+const signed = (number, digits = 3) => (number > 0 ? "+" : "") + show(number, digits);
+
+// Rows of texts or elements; the rows number `chosen` and `total` stand out
+function table(head, rows, chosen = -1, total = -1) {
+  const line = (tag) => (cells, n) => el("tr", { className: n === chosen ? "chosen" : n === total ? "sum" : "" },
+    ...cells.map((cell) => el(tag, {}, cell)));
+  return el("table", {}, el("thead", {}, line("th")(head)), el("tbody", {}, ...rows.map(line("td"))));
+}

@@ -1,0 +1,146 @@
+// Weights as pictures: small maps, a large map, and lines from token to token.
+
+const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+const rgb = (hex) => [1, 3, 5].map((n) => parseInt(hex.slice(n, n + 2), 16));
+const pixel = ([r, g, b]) => (255 << 24) | (b << 16) | (g << 8) | r;
+const inkOn = ([r, g, b]) => (0.3 * r + 0.6 * g + 0.1 * b > 140 ? "#111" : "#fff");
+
+// 256 colours from weight 0 to weight 1, of all heads; square roots let weak weights show
+let colours, pixels, masked;
+const level = (weight) => Math.round(255 * Math.sqrt(Math.min(1, weight)));
+function readColours() {
+  const stops = colour("ramp").split(" ").map(rgb);
+  colours = range(256).map((n) => {
+    const at = (n / 256) * (stops.length - 1), from = Math.floor(at);
+    return stops[from].map((value, c) => Math.round(value + (at - from) * (stops[from + 1][c] - value)));
+  });
+  pixels = colours.map(pixel);
+  masked = pixel(rgb(colour("masked")));
+}
+
+function paint(width, height, cells) {
+  const canvas = el("canvas", { width, height }), context = canvas.getContext("2d");
+  const image = context.createImageData(width, height);
+  new Int32Array(image.data.buffer).set(cells);
+  context.putImageData(image, 0, 0);
+  return canvas;
+}
+
+// Call `visit` for each cell, from left to right and from top to bottom
+function visitCells(panel, visit) {
+  const [down, across] = sides(panel);
+  for (let y = 0; y < down.length; y++)
+    for (let x = 0; x < across.length; x++) {
+      const [j, i] = place({ i: y, j: x });
+      visit(weight(panel, i, j), isMasked(panel, i, j), x, y);
+    }
+}
+
+// One pixel a cell
+function bitmap(panel) {
+  const [down, across] = sides(panel), cells = [];
+  visitCells(panel, (w, hidden) => cells.push(hidden ? masked : pixels[level(w)]));
+  return paint(across.length, down.length, cells);
+}
+
+const sides = ({ axis }) => (state.transposed ? [axis.keys, axis.queries] : [axis.queries, axis.keys]);
+const focused = () => state.hover ?? { i: state.row, j: state.column };
+const place = ({ i, j }) => (state.transposed ? [i, j] : [j, i]); // x, y; and back
+const LEFT = 84, TOP = 76; // what names need beside a map
+
+const short = (name, most) => (name.length > most ? `${name.slice(0, most - 1)}…` : name);
+
+// The side of a cell, so that the map fits
+function cellSize(panel, width, height) {
+  const [down, across] = sides(panel);
+  return Math.min(88, (width - LEFT - 2) / across.length, (height - TOP - 2) / down.length);
+}
+
+function drawMap(canvas) {
+  const { panel, cell } = canvas, [down, across] = sides(panel), context = canvas.getContext("2d");
+  const [wide, high] = [cell * across.length, cell * down.length], dense = window.devicePixelRatio;
+  Object.assign(canvas, { width: (LEFT + wide + 2) * dense, height: (TOP + high + 2) * dense });
+  canvas.style.width = `${LEFT + wide + 2}px`; // the height follows
+  context.scale(dense, dense);
+  context.imageSmoothingEnabled = false;
+  context.drawImage(panel.small, LEFT, TOP, wide, high);
+  drawNames(context, cell, down, across);
+  if (cell >= 34) drawWeights(context, panel, cell);
+  const outline = (at, name, thick) => {
+    const [x, y] = place(at);
+    Object.assign(context, { strokeStyle: colour(name), lineWidth: thick });
+    context.strokeRect(LEFT + x * cell, TOP + y * cell, cell, cell);
+  };
+  if (state.hover) outline(state.hover, "soft", 1.5);
+  outline({ i: state.row, j: state.column }, "seen", 2.5);
+}
+
+// The tokens on both sides; where they do not fit, those in focus
+function drawNames(context, cell, down, across) {
+  const [x, y] = place(focused()), fits = cell >= 9, size = fits ? Math.min(12, cell) : 12;
+  const write = (name, isFocus, dx, dy, angle) => {
+    if (!fits && !isFocus) return;
+    context.save();
+    context.translate(dx, dy);
+    context.rotate(angle);
+    context.font = `${isFocus ? "bold " : ""}${size}px ui-monospace, monospace`;
+    Object.assign(context, { fillStyle: colour(isFocus ? "accent" : "soft"), textAlign: angle ? "left" : "right" });
+    context.fillText(short(name, 10), 0, 0);
+    context.restore();
+  };
+  context.textBaseline = "middle";
+  down.forEach((name, n) => write(name, n === y, LEFT - 6, TOP + (n + 0.5) * cell, 0));
+  across.forEach((name, n) => write(name, n === x, LEFT + (n + 0.5) * cell, TOP - 6, -Math.PI / 2));
+  Object.assign(context, { font: "11px system-ui", fillStyle: colour("soft") });
+  context.fillText(state.transposed ? "queries →" : "keys →", 0, 8);
+  context.fillText(state.transposed ? "keys ↓" : "queries ↓", 0, 24);
+}
+
+function drawWeights(context, panel, cell) {
+  Object.assign(context, { textAlign: "center", font: `${Math.min(15, cell / 3.2)}px system-ui` });
+  visitCells(panel, (w, hidden, x, y) => {
+    const text = hidden ? "" : show(w, cell > 60 ? 4 : 2);
+    context.fillStyle = inkOn(colours[level(w)]);
+    context.fillText(text, LEFT + (x + 0.5) * cell, TOP + (y + 0.5) * cell);
+  });
+}
+
+const FAINT = 0.02; // a thinner line would not be seen
+
+// Queries on the left, keys on the right
+function drawLines(panel, width, height) {
+  const { queries, keys } = panel.axis, most = Math.max(queries.length, keys.length);
+  const step = Math.max(17, Math.min(40, height / most)), from = 130, to = width - 130, half = width / 2;
+  const y = (n) => (n + 0.5) * step, { hover: at } = state, lines = [];
+  for (const i of range(queries.length))
+    for (const j of range(keys.length)) {
+      const w = weight(panel, i, j), asks = !at || i === at.i;
+      if (w < FAINT || !(asks || j === at.j)) continue;
+      const d = `M${from} ${y(i)}C${half} ${y(i)} ${half} ${y(j)} ${to} ${y(j)}`;
+      lines.push(svg("path", { d, "stroke-opacity": Math.sqrt(w), class: asks ? "" : "seen" }));
+    }
+  const names = (list, x, anchor, point) => list.map((name, n) => {
+    const text = svg("text", { x, y: y(n) + 4, "text-anchor": anchor }, short(name, 15));
+    text.onpointerenter = () => hover(point(n));
+    text.onclick = () => choose(Math.min(n, queries.length - 1));
+    return text;
+  });
+  const both = (n) => ({ i: n, j: n }), { self } = panel.axis;
+  return svg("svg", { viewBox: `0 0 ${width} ${step * most}`, role: "img", "aria-label": "lines" },
+    ...lines, ...names(queries, from - 8, "end", self ? both : (i) => ({ i, j: -1 })),
+    ...names(keys, to + 8, "start", self ? both : (j) => ({ i: -1, j })));
+}
+
+// Curves against steps, each [kind, [[x, y], ...]]; `level` of uniform attention, `now` a step
+function chart(curves, { level = null, now, top = null }) {
+  const points = curves.flatMap(([, all]) => all), [W, H, left] = [390, 132, 34];
+  const last = Math.max(1, ...points.map(([x]) => x)), most = top ?? Math.max(1e-9, ...points.map(([, y]) => y));
+  const x = (value) => left + ((W - left - 6) * value) / last, y = (value) => 6 + (H - 24) * (1 - value / most);
+  const path = (kind, all) => svg("path", { class: kind, d: all.map(([px, py], n) => `${n ? "L" : "M"}${x(px)} ${y(py)}`).join("") });
+  const text = (x, y, words) => svg("text", { x, y, "text-anchor": "end" }, words);
+  return svg("svg", { viewBox: `0 0 ${W} ${H}`, role: "img", "aria-label": "curves" },
+    svg("rect", { x: left, y: 6, width: W - left - 6, height: H - 24 }),
+    text(left - 4, 14, show(most, 2)), text(W - 6, H - 4, `step ${last}`),
+    ...curves.map(([kind, all]) => path(kind, all)),
+    path("dashed", level === null ? [] : [[0, level], [last, level]]), path("now", [[now, 0], [now, most]]));
+}

@@ -1,0 +1,206 @@
+// Build the page, and let pointer and keys move through it.
+
+const ARROWS = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
+const badge = (label) => label[0].toUpperCase();
+const inside = (n, length) => Math.max(0, Math.min(length - 1, n));
+
+// Tab reaches the chosen one of a group, arrow keys the others: `go` gets their step down and right
+function member(key, isChosen, go, properties) {
+  const onkeydown = (event) => {
+    if (!ARROWS[event.key]) return;
+    event.preventDefault();
+    go(...ARROWS[event.key]);
+  };
+  return { onkeydown, tabIndex: isChosen ? 0 : -1, ...properties, data: { key, ...properties.data } };
+}
+
+function update(changes) {
+  Object.assign(state, { hover: null }, changes);
+  const { key } = document.activeElement.dataset;
+  render();
+  if (key) document.querySelector(`[data-key=${key}][tabindex="0"]`)?.focus();
+}
+
+// A row and the key that it reads most
+function choose(i) {
+  const keys = range(state.panel.axis.keys.length), w = (j) => weight(state.panel, i, j);
+  update({ row: i, column: keys.reduce((best, j) => (w(j) > w(best) ? j : best), 0) });
+}
+
+function choosePanel(panel) {
+  const { queries, keys } = panel.axis;
+  update({ panel, row: inside(state.row, queries.length), column: inside(state.column, keys.length) });
+}
+
+function openScene(scene, n = 0) {
+  const { frames } = scene, frame = frames.at(-1), panel = frame.panels[n] ?? frame.panels[0];
+  Object.assign(state, { scene, frame, panel, pinned: [] });
+  const film = el("input", { type: "range", min: 0, max: frames.length - 1, value: frames.length - 1, ariaLabel: "checkpoint" });
+  film.oninput = () => {
+    const next = frames[film.value], at = (old) => next.panels[state.frame.panels.indexOf(old)];
+    update({ frame: next, panel: at(state.panel), pinned: state.pinned.map(at) });
+  };
+  $("film").replaceChildren(...(frames.length > 1 ? [el("label", {}, "checkpoint", film)] : []));
+  choose(panel.axis.queries.length - 1);
+}
+
+function hover(at) {
+  state.hover = at;
+  shade();
+  drawAll();
+}
+
+function pin(panel) {
+  const others = state.pinned.filter((other) => other !== panel);
+  update({ pinned: others.length < state.pinned.length ? others : [...others, panel].slice(-3) });
+}
+
+function render() {
+  const { scene } = state;
+  $("run").textContent = scene.run ?? "";
+  $("notices").textContent = scene.notices.join(" ");
+  tabs($("tabs"), scenes.map((s) => s.name), scenes.indexOf(scene), (n) => openScene(scenes[n]));
+  renderText();
+  renderGrid();
+  renderLegend();
+  renderBar();
+  renderMaps();
+  renderSide();
+}
+
+function tabs(box, names, chosen, pick) {
+  const go = (_, step) => pick((chosen + step + names.length) % names.length);
+  box.replaceChildren(...names.map((name, n) => el("button", member(box.id, n === chosen, go,
+    { role: "tab", ariaSelected: n === chosen, onclick: () => pick(n) }), name)));
+}
+
+function renderText() {
+  const { axis } = state.panel, { ids } = state.scene, { length } = axis.queries;
+  const strip = (kind, names, point) => el("div", { className: "strip", role: "group", ariaLabel: kind },
+    axis.self ? null : el("small", {}, `${kind} `),
+    ...names.flatMap((name, n) => {
+      const pick = (to) => (kind === "keys" ? update({ column: inside(to, names.length) }) : choose(inside(to, length)));
+      const properties = { className: "token", role: "button", data: { kind, n }, title: `position ${n}${ids ? `, token ${ids[n]}` : ""}`,
+        onclick: () => pick(n), onpointerenter: () => hover(point(n)), onpointerleave: () => hover(null) };
+      const chosen = kind === "keys" ? state.column : state.row;
+      const token = el("span", member(kind, n === chosen, (down, right) => pick(chosen + down + right), properties), name);
+      return name.includes("↵") ? [token, el("br", {})] : token;
+    }));
+  const strips = axis.self ? [strip("tokens", axis.queries, (n) => ({ i: n, j: n }))]
+    : [strip("queries", axis.queries, (i) => ({ i, j: -1 })), strip("keys", axis.keys, (j) => ({ i: -1, j }))];
+  $("text").replaceChildren(...strips);
+  shade();
+}
+
+// Filled: where the query in focus looks. Underlined: who looks at the key in focus.
+function shade() {
+  const { i, j } = focused(), { panel } = state, { queries, keys } = panel.axis;
+  for (const token of document.querySelectorAll("#text .token")) {
+    const { kind } = token.dataset, n = Number(token.dataset.n);
+    const looks = i < 0 || kind === "queries" ? 0 : weight(panel, i, n);
+    const seen = j < 0 || kind === "keys" ? 0 : weight(panel, n, j);
+    const fill = looks > 0.002 ? colours[level(looks)] : null;
+    token.style.background = fill ? `rgb(${fill})` : "";
+    token.style.color = fill ? inkOn(fill) : "";
+    token.style.borderColor = `color-mix(in srgb, var(--seen) ${Math.round(100 * Math.sqrt(seen))}%, transparent)`;
+    token.classList.toggle("asks", kind !== "keys" && n === i);
+  }
+  const [asks, key] = [`${quoted(queries[i])} (${i})`, `${quoted(keys[j])} (${j})`];
+  $("readout").textContent = i < 0 || j < 0 ? "" : isMasked(panel, i, j) ? `${asks} must not see ${key}, which comes later`
+    : `${asks} looks at ${key} with weight ${show(weight(panel, i, j))}`;
+}
+
+const dark = matchMedia("(prefers-color-scheme: dark)");
+
+function renderGrid() {
+  const { scene, frame, panel, pinned, transposed } = state, paints = `${transposed} ${dark.matches}`;
+  const inRow = (n) => frame.panels.filter((other) => other.row === n);
+  const go = (down, right) => {
+    const at = inRow(panel.row).indexOf(panel), there = inRow(panel.row + down);
+    choosePanel(there[inside(at + right, there.length)] ?? panel);
+  };
+  const cell = (other) => {
+    if (other.paints !== paints) Object.assign(other, { paints, small: bitmap(other) });
+    other.small.style.imageRendering = other.small.width < 48 ? "pixelated" : "auto";
+    const properties = { className: pinned.includes(other) ? "cell pinned" : "cell", ariaPressed: other === panel,
+      ariaLabel: other.name, title: other.why ?? "",
+      onclick: () => choosePanel(other) };
+    return el("button", member("grid", other === panel, go, properties), other.small,
+      other.label ? el("i", {}, badge(other.label)) : null);
+  };
+  $("grid").replaceChildren(...scene.rows.flatMap((name, n) => [el("small", {}, name), el("div", { className: "heads",
+    style: { gridTemplateColumns: `repeat(${Math.max(3, inRow(n).length)}, 1fr)` } }, ...inRow(n).map(cell))]));
+}
+
+function renderLegend() {
+  const { scene, frame } = state, labels = [...new Set(frame.panels.map((other) => other.label))].filter(Boolean);
+  const tick = (w) => el("small", { style: { left: `${2 + 96 * Math.sqrt(w)}%` } }, `${w}`);
+  $("legend").replaceChildren(
+    el("div", { className: "scale" }, paint(256, 1, pixels), ...[0, 0.05, 0.25, 0.5, 1].map(tick)),
+    note("weight", swatch("masked", "masked"), ...labels.map((key) => ` · ${badge(key)} ${scene.scores[key][0]}`)),
+    note(scene.about));
+}
+
+function renderBar() {
+  const { scene, frame, panel, view, transposed, pinned } = state;
+  const choice = (key, chosen, options) => el("span", { className: "switch" }, ...options.map(([value, name, title = ""]) =>
+    el("button", { title, ariaPressed: value === chosen, onclick: () => update({ [key]: value }) }, name)));
+  $("bar").replaceChildren(el("h2", {}, panel.name, el("small", {}, scene.frames.length > 1 ? `, step ${frame.step}` : "")),
+    ...(panel.label ? [el("span", { className: "tag" }, scene.scores[panel.label][0])] : []),
+    choice("view", view, [["map", "map"], ["lines", "lines"]]),
+    choice("transposed", transposed, [[false, "rows ask", "as in code"], [true, "columns ask", "as 3Blue1Brown draws it"]]),
+    el("button", { className: "switch", title: "keep this head beside the next",
+      ariaPressed: pinned.includes(panel), onclick: () => pin(panel) }, "side by side"));
+}
+
+function renderMaps() {
+  const box = $("maps"), panels = [...state.pinned.filter((other) => other !== state.panel), state.panel], many = panels.length > 1;
+  box.className = many ? "many" : "";
+  const width = many ? box.clientWidth / 2 - 8 : box.clientWidth;
+  const height = many ? Math.max(220, box.clientHeight / Math.ceil(panels.length / 2) - 34) : box.clientHeight;
+  box.replaceChildren(...panels.map((panel) => el("figure", {}, many ? el("small", {}, panel.name) : null,
+    state.view === "map" ? map(panel, cellSize(panel, width, height))
+      : el("div", { panel, className: "lines", style: { width: `${width}px` }, onpointerleave: () => hover(null) }))));
+  drawAll();
+}
+
+function map(panel, cell) {
+  const { queries, keys } = panel.axis;
+  const at = ({ offsetX, offsetY }) => {
+    const [x, y] = [Math.floor((offsetX - LEFT) / cell), Math.floor((offsetY - TOP) / cell)];
+    const [j, i] = place({ i: y, j: x });
+    return queries[i] === undefined || keys[j] === undefined ? null : { i, j };
+  };
+  const go = (down, right) => {
+    const [dj, di] = place({ i: down, j: right });
+    update({ row: inside(state.row + di, queries.length), column: inside(state.column + dj, keys.length) });
+  };
+  return el("canvas", member("maps", panel === state.panel, go, { panel, cell, role: "img",
+    ariaLabel: `${panel.name}: arrow keys move`,
+    onpointermove: (event) => hover(at(event)), onpointerleave: () => hover(null),
+    onclick: (event) => at(event) && update({ panel, row: at(event).i, column: at(event).j }) }));
+}
+
+function drawAll() {
+  document.querySelectorAll("#maps canvas").forEach(drawMap);
+  for (const box of document.querySelectorAll(".lines"))
+    box.replaceChildren(drawLines(box.panel, box.clientWidth, $("maps").clientHeight - 8));
+}
+
+function renderSide() {
+  const box = $("side"), there = Object.keys(SIDES).filter((key) => SIDES[key][1]()), top = box.scrollTop;
+  if (!there.includes(state.side)) state.side = "numbers";
+  tabs($("sides"), there.map((key) => SIDES[key][0]), there.indexOf(state.side), (n) => update({ side: there[n] }));
+  box.replaceChildren(...SIDES[state.side][2]());
+  box.scrollTop = box.dataset.side === state.side ? top : 0;
+  box.dataset.side = state.side;
+  for (const line of box.querySelectorAll(".scroll .chosen")) line.closest(".scroll").scrollTop = line.offsetTop - line.offsetParent.offsetTop - 60;
+}
+
+readColours();
+openScene(state.scene);
+addEventListener("resize", renderMaps);
+dark.addEventListener("change", () => {
+  readColours();
+  render();
+});

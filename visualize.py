@@ -1,0 +1,179 @@
+"""Show attention in a trained model: one page that needs no network.
+
+python visualize.py --out_dir=out/quickstart --text="import os, sys; import os"
+python visualize.py --out_dir=out/quickstart --live
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from data.tokenizer import Tokenizer
+from engine import checkpoint
+from engine.cli import at_least, parse_config, run
+from engine.metrics import read
+from engine.parallel import DeviceName, find_device
+from model import GPT
+from sample import encode_prompt, load_model, read_text
+from viewer import page, picture
+from viewer.examples import examples_scene
+from viewer.live import LiveServer
+from viewer.payload import Json
+from viewer.probe import Probes, make_probes, measure
+from viewer.record import record
+from viewer.reverser import reverser_scene
+from viewer.scene import MOST_TOKENS, Checkpoint, cuts, model_scene, most_checkpoints
+from viewer.tokens import shown
+
+LIVE_TOKENS = 32  # of a text of the model's own, to begin with
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisualizeConfig:
+    """Which model and text to show, and where."""
+
+    out_dir: Path = Path("out/quickstart")
+    """Folder of the run; all checkpoints that it kept are shown."""
+    text: str = ""
+    """Text to read with the model."""
+    text_file: Path | None = None
+    """File whose text to read, instead of text."""
+    html: Path | None = None
+    """File to write; attention.html in out_dir if not given."""
+    png: Path | None = None
+    """Write a picture of all heads here, instead of a page."""
+    live: bool = False
+    """Serve the page to this machine, with a box to type in, instead of writing it."""
+    port: int = 8000
+    """Where to serve; 0 for any port that is free."""
+    device: DeviceName = "auto"
+    """Where to run; auto takes the best that is here."""
+
+    def __post_init__(self) -> None:
+        at_least(0, self, "port")
+        if self.port > 65535:
+            raise ValueError(f"port must be at most 65535: got {self.port}")
+        if self.text and self.text_file is not None:
+            raise ValueError("give text or text_file, not both")
+        if self.live and self.png is not None:
+            raise ValueError("give live or png, not both")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run: its newest model, its tokenizer, and the texts by which all its heads are judged."""
+
+    out_dir: Path
+    device: str
+    model: GPT
+    tokenizer: Tokenizer
+    probes: Probes
+
+    @classmethod
+    def open(cls, out_dir: Path, device: str) -> "Trained":
+        state = checkpoint.load(out_dir, "last")
+        model, tokenizer = load_model(state, device)
+        start = encode_prompt("", tokenizer, state["data"]["train"]["documents"] > 1)
+        probes = make_probes(model, start[0], tokenizer.vocab_size)
+        return cls(out_dir, device, model, tokenizer, probes)
+
+    def name(self, token: int) -> str:
+        """How a token is shown."""
+        if token >= self.tokenizer.vocab_size:  # the model's vocabulary may be padded
+            return f"⟨{token}⟩"
+        return shown(self.tokenizer.token_bytes(token))
+
+    def encode(self, text: str) -> Tensor:
+        """Token ids (1, T). Raises ValueError if there are none, or more than the model can see."""
+        if not text:
+            raise ValueError("the text must not be empty: pass --text=... or --text_file=...")
+        tokens, limit = self.tokenizer.encode(text), self.model.config.context_length
+        if len(tokens) > limit:
+            raise ValueError(
+                f"the text has {len(tokens)} tokens, and this model sees at most "
+                f"context_length={limit}: pass a shorter one"
+            )
+        return torch.tensor([tokens], device=self.device)
+
+    def checkpoints(self, n_tokens: int) -> tuple[list[Checkpoint], list[str]]:
+        """As many of the run's checkpoints as a page can hold; a sentence if that is not all."""
+        names = checkpoint.history(self.out_dir)
+        found = evenly(names, most_checkpoints(self.model.config, n_tokens))
+        notices = [f"{len(found)} of {len(names)} checkpoints are shown."]
+        return list(map(self.checkpoint, found)), notices if len(found) < len(names) else []
+
+    def checkpoint(self, name: str) -> Checkpoint:
+        state = checkpoint.load(self.out_dir, name)
+        model, _ = load_model(state, self.device)
+        return Checkpoint(state["step"], model, measure(model, self.probes))
+
+    def evaluations(self) -> list[tuple[float, float]]:
+        """Step and validation loss, where the run's log is still there."""
+        log = self.out_dir / "metrics.jsonl"
+        lines = read(log) if log.exists() else []
+        return [(line["step"], line["val_loss"]) for line in lines if "val_loss" in line]
+
+    def scene(self, tokens_1T: Tensor, checkpoints: list[Checkpoint], notices: list[str]) -> Json:
+        """What the page shows of a text, cut to what it can hold."""
+        notices = cuts(self.model.config, tokens_1T.shape[1]) + notices
+        scene = model_scene(checkpoints, tokens_1T[:, :MOST_TOKENS], self.name, notices)
+        return scene | {"run": str(self.out_dir), "evaluations": self.evaluations()}
+
+
+def evenly(items: list[str], most: int) -> list[str]:
+    """At most so many items, the last among them, evenly spaced: (a b c d e), 3 -> (a c e)."""
+    if len(items) <= most:
+        return items
+    gaps = max(1, most - 1)
+    return [items[len(items) - 1 - (len(items) - 1) * i // gaps] for i in range(most)][::-1]
+
+
+def write_page(trained: Trained, tokens_1T: Tensor, path: Path) -> None:
+    scene = trained.scene(tokens_1T, *trained.checkpoints(tokens_1T.shape[1]))
+    html = page.build([examples_scene(), scene, reverser_scene()])
+    path.write_text(html, encoding="utf-8")
+    print(
+        f"written to {path}: {len(html.encode()):,} bytes, which any browser opens without network"
+    )
+    print("\n".join(scene["notices"]))
+
+
+def draw_picture(trained: Trained, tokens_1T: Tensor, path: Path) -> None:
+    names, kept = list(map(trained.name, tokens_1T[0].tolist())), record(trained.model, tokens_1T)
+    measured = measure(trained.model, trained.probes)
+    picture.draw(path, kept.weights_LBHTS[:, 0], names, measured)
+    print(f"written to {path}")
+
+
+def serve(trained: Trained, tokens_1T: Tensor, port: int) -> None:
+    """Answer until Ctrl-C."""
+    checkpoints = trained.checkpoints(min(trained.model.config.context_length, MOST_TOKENS))
+    scene = trained.scene(tokens_1T, *checkpoints)
+    html = page.build([examples_scene(), scene, reverser_scene()], live=True)
+
+    def answer(text: str) -> Json:
+        return trained.scene(trained.encode(text), *checkpoints)
+
+    with LiveServer(html, answer, port) as server:
+        print(f"open http://127.0.0.1:{server.server_port} (Ctrl-C ends it)", flush=True)
+        server.serve_forever()
+
+
+def main() -> None:
+    config = parse_config(VisualizeConfig)
+    text = config.text if config.text_file is None else read_text(config.text_file)
+    trained = Trained.open(config.out_dir, find_device(config.device))
+    if config.live and not text:
+        serve(trained, trained.probes.written_BT[:1, :LIVE_TOKENS], config.port)
+    elif config.live:
+        serve(trained, trained.encode(text), config.port)
+    elif config.png is not None:
+        draw_picture(trained, trained.encode(text), config.png)
+    else:
+        write_page(trained, trained.encode(text), config.html or config.out_dir / "attention.html")
+
+
+if __name__ == "__main__":
+    run(main)
