@@ -16,7 +16,8 @@ from engine.cli import at_least, parse_config, run
 from engine.metrics import read
 from engine.parallel import DeviceName, find_device
 from model import GPT
-from sample import encode_prompt, load_model, read_text
+from sample import load_model
+from sampling.prompts import encode_prompt, read_text
 from viewer import page, picture
 from viewer.examples import examples_scene
 from viewer.live import LiveServer
