@@ -212,7 +212,10 @@ class KVCache:
     ) -> None:
         shape = (config.n_layer, batch_size, config.n_kv_head)
         shape += (size or config.context_length, config.head_dim)
-        self.k_LBKSD, self.v_LBKSD = like.new_zeros(shape), like.new_zeros(shape)
+        # A CPU's kernels read bfloat16 keys for a single query slower than float32 ones
+        is_slow = like.device.type == "cpu" and like.dtype == torch.bfloat16
+        ring = like.new_zeros((2, *shape), dtype=torch.float32 if is_slow else like.dtype)
+        self.k_LBKSD, self.v_LBKSD = ring
         self.starts_B, self.is_static = starts_B, static
         if static and starts_B is None:
             self.starts_B = torch.zeros(batch_size, dtype=torch.long, device=like.device)
@@ -272,10 +275,10 @@ class CausalSelfAttention(nn.Module):
         B, T, C = x.shape
         H, K, D = self.config.n_head, self.config.n_kv_head, self.config.head_dim
         q_BHTD, k_BKSD, v_BKSD = self.queries_keys_values(x, turn)
-        mask = None
+        mask, dtype = None, q_BHTD.dtype
         if cache is not None:
             k_BKSD, v_BKSD = cache.extend(self.layer, k_BKSD, v_BKSD)
-            mask = cache.mask_B1TS
+            q_BHTD, mask = q_BHTD.type_as(k_BKSD), cache.mask_B1TS
         how: dict[str, Any] = {"causal": T > 1 and mask is None, "mask": mask}
         how["dropout"] = self.config.dropout if self.training else 0.0
         if T == 1:  # queries that share keys see the same of them: as if one head asked H/K times
@@ -286,7 +289,7 @@ class CausalSelfAttention(nn.Module):
             y_BHTD = fused_attention(q_BHTD, k_BKSD, v_BKSD, **how)
         else:
             y_BHTD, _ = attention(q_BHTD, k_BKSD, v_BKSD, **how)
-        return self.c_proj(y_BHTD.reshape(B, H, T, D).transpose(1, 2).reshape(B, T, C))
+        return self.c_proj(y_BHTD.reshape(B, H, T, D).transpose(1, 2).reshape(B, T, C).to(dtype))
 
 
 class RMSNorm(nn.RMSNorm):
