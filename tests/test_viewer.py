@@ -219,7 +219,7 @@ def test_a_label_needs_score_baseline_and_behaviour(
     assert reason in why
 
 
-def test_probes_repeat_different_tokens_that_the_model_uses_at_several_periods():
+def test_probes_repeat_different_tokens_at_several_periods():
     model = built(context_length=64)
     probes = make_probes(model, 3, V)
     assert probes.written_BT.shape == (4, 64)

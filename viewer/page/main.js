@@ -149,7 +149,7 @@ function renderBar() {
     ...(panel.label ? [el("span", { className: "tag" }, scene.scores[panel.label][0])] : []),
     choice("view", view, [["map", "map"], ["lines", "lines"]]),
     choice("transposed", transposed, [[false, "rows ask", "as in code"], [true, "columns ask", "as 3Blue1Brown draws it"]]),
-    el("button", { className: "switch", title: "keep this head beside the next",
+    el("button", { className: "switch", title: "keep it beside the next",
       ariaPressed: pinned.includes(panel), onclick: () => pin(panel) }, "side by side"));
 }
 
