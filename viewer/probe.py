@@ -10,10 +10,10 @@ from viewer.record import costs, losses, record
 from viewer.scores import SCORES, uniform
 
 N_TEXTS, LENGTH = 4, 64  # Olsson et al., 2022, average over ten; the mean of four is steady enough
-# A head that always looks 12 back copies well at period 13 only, so there are several periods;
-# Fibonacci numbers, as none is a multiple of another
-PERIODS = (5, 8, 13, 21)
-N_ALIKE = 64  # tokens to draw copies from, which is three times the longest period
+# A head that always looks 9 back copies well at period 10 only, so there are several periods: none
+# is a multiple of another, nor so short that uniform attention scores high by itself
+PERIODS = (10, 16, 25)
+N_ALIKE = 64  # tokens to draw copies from
 ON_COPIES = ("induction", "duplicate")  # scores of what a head does with repeated tokens
 
 
@@ -77,16 +77,15 @@ def measure(model: GPT, probes: Probes) -> Measured:
     """Score every head on the probes, and switch each off to see what it is worth."""
     shape = (model.config.n_layer, model.config.n_head)
     copied = [mean_scores(model, tokens_BT) for tokens_BT in probes.copies]
-    seconds = [slice(tokens_BT.shape[1] // 2, None) for tokens_BT in probes.copies]
-    pairs = list(zip(probes.copies, seconds, strict=True))
+    second = [(tokens_BT, tokens_BT.shape[1] // 2) for tokens_BT in probes.copies]  # from where
     return Measured(
         written=mean_scores(model, probes.written_BT),
         copied={name: least([scores[name] for scores in copied], shape) for name in SCORES},
         uniform={name: baseline(name, probes) for name in SCORES},
         cost_written_LH=costs(model, probes.written_BT).mean((2, 3)).cpu(),
-        cost_copied_LH=mean([costs(model, t)[..., s].mean((2, 3)) for t, s in pairs], shape),
-        copy_loss=float(mean([losses(model, t)[:, s].mean() for t, s in pairs], ())),
-        n_periods=len(pairs),
+        cost_copied_LH=mean([costs(model, t)[..., n:].mean((2, 3)) for t, n in second], shape),
+        copy_loss=float(mean([losses(model, t)[:, n:].mean() for t, n in second], ())),
+        n_periods=len(second),
     )
 
 

@@ -45,6 +45,7 @@ function openScene(scene, n = 0) {
 }
 
 function hover(at) {
+  if (at?.i === state.hover?.i && at?.j === state.hover?.j) return;
   state.hover = at;
   shade();
   drawAll();
@@ -149,7 +150,7 @@ function renderBar() {
     ...(panel.label ? [el("span", { className: "tag" }, scene.scores[panel.label][0])] : []),
     choice("view", view, [["map", "map"], ["lines", "lines"]]),
     choice("transposed", transposed, [[false, "rows ask", "as in code"], [true, "columns ask", "as 3Blue1Brown draws it"]]),
-    el("button", { className: "switch", title: "keep it beside the next",
+    el("button", { className: "switch",
       ariaPressed: pinned.includes(panel), onclick: () => pin(panel) }, "side by side"));
 }
 
