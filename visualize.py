@@ -101,7 +101,8 @@ class Trained:
     def checkpoints(self, n_tokens: int) -> tuple[list[Checkpoint], list[str]]:
         """As many of the run's checkpoints as a page can hold; a sentence if that is not all."""
         names = checkpoint.history(self.out_dir)
-        found = evenly(names, most_checkpoints(self.model.config, n_tokens))
+        most = most_checkpoints(self.model.config, min(n_tokens, MOST_TOKENS))
+        found = evenly(names, most)
         notices = [f"{len(found)} of {len(names)} checkpoints are shown."]
         return list(map(self.checkpoint, found)), notices if len(found) < len(names) else []
 
@@ -135,10 +136,9 @@ def write_page(trained: Trained, tokens_1T: Tensor, path: Path) -> None:
     scene = trained.scene(tokens_1T, *trained.checkpoints(tokens_1T.shape[1]))
     html = page.build([examples_scene(), scene, reverser_scene()])
     path.write_text(html, encoding="utf-8")
-    print(
-        f"written to {path}: {len(html.encode()):,} bytes, which any browser opens without network"
-    )
-    print("\n".join(scene["notices"]))
+    print(f"written to {path}: {len(html.encode()):,} bytes, for any browser, without a network")
+    for notice in scene["notices"]:
+        print(notice)
 
 
 def draw_picture(trained: Trained, tokens_1T: Tensor, path: Path) -> None:
@@ -150,7 +150,7 @@ def draw_picture(trained: Trained, tokens_1T: Tensor, path: Path) -> None:
 
 def serve(trained: Trained, tokens_1T: Tensor, port: int) -> None:
     """Answer until Ctrl-C."""
-    checkpoints = trained.checkpoints(min(trained.model.config.context_length, MOST_TOKENS))
+    checkpoints = trained.checkpoints(trained.model.config.context_length)
     scene = trained.scene(tokens_1T, *checkpoints)
     html = page.build([examples_scene(), scene, reverser_scene()], live=True)
 
@@ -166,14 +166,14 @@ def main() -> None:
     config = parse_config(VisualizeConfig)
     text = config.text if config.text_file is None else read_text(config.text_file)
     trained = Trained.open(config.out_dir, find_device(config.device))
-    if config.live and not text:
-        serve(trained, trained.probes.written_BT[:1, :LIVE_TOKENS], config.port)
-    elif config.live:
-        serve(trained, trained.encode(text), config.port)
+    is_given = text or not config.live  # else there is something to look at before one types
+    tokens_1T = trained.encode(text) if is_given else trained.probes.written_BT[:1, :LIVE_TOKENS]
+    if config.live:
+        serve(trained, tokens_1T, config.port)
     elif config.png is not None:
-        draw_picture(trained, trained.encode(text), config.png)
+        draw_picture(trained, tokens_1T, config.png)
     else:
-        write_page(trained, trained.encode(text), config.html or config.out_dir / "attention.html")
+        write_page(trained, tokens_1T, config.html or config.out_dir / "attention.html")
 
 
 if __name__ == "__main__":

@@ -62,6 +62,7 @@ def test_one_command_writes_one_page_into_the_folder_of_the_run(script: Script, 
     code, text, error = script(f"--text={TEXT}")
     assert (code, error) == (0, "")
     assert text.startswith(f"written to {trained / 'attention.html'}: ")
+    assert text.count("\n") == 1
     examples, model, toy = scenes(trained / "attention.html")
     assert [scene["name"] for scene in (examples, model, toy)] == [
         "Worked examples",

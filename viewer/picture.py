@@ -11,7 +11,7 @@ from viewer.probe import Measured
 from viewer.scores import NAMES
 
 MOST_NAMED = 40  # tokens, beyond which their names cannot be read
-INCHES = 2.1  # the side of one map
+INCHES = 2.2  # the side of one map
 
 
 def draw(path: Path, weights_LHTT: Tensor, tokens: list[str], measured: Measured) -> None:
@@ -50,5 +50,6 @@ def draw(path: Path, weights_LHTT: Tensor, tokens: list[str], measured: Measured
 def _name_tokens(axis: object, tokens: list[str]) -> None:
     ticks = range(len(tokens) if len(tokens) <= MOST_NAMED else 0)
     names = [token.replace("$", r"\$") for token in tokens[: len(ticks)]]
-    axis.set_xticks(ticks, names, fontsize=6, rotation=90)  # type: ignore[attr-defined]
-    axis.set_yticks(ticks, names, fontsize=6)  # type: ignore[attr-defined]
+    points = min(7, 0.8 * 72 * INCHES / len(tokens))
+    axis.set_xticks(ticks, names, fontsize=points, rotation=90)  # type: ignore[attr-defined]
+    axis.set_yticks(ticks, names, fontsize=points)  # type: ignore[attr-defined]

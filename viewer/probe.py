@@ -10,9 +10,10 @@ from viewer.record import costs, losses, record
 from viewer.scores import SCORES, uniform
 
 N_TEXTS, LENGTH = 4, 64  # Olsson et al., 2022, average over ten; the mean of four is steady enough
-# A head that always looks 12 back copies well at period 13 only, so there are several periods;
-# Fibonacci numbers, as none is a multiple of another
-PERIODS = (5, 8, 13, 21)
+# A head that always looks 9 back copies well at period 10 only, so there are several periods: none
+# is a multiple of another, nor so short that uniform attention scores high by itself
+PERIODS = (10, 16, 25)
+N_ALIKE = 64  # tokens to draw copies from
 ON_COPIES = ("induction", "duplicate")  # scores of what a head does with repeated tokens
 
 
@@ -49,18 +50,25 @@ class Measured:
 
 @torch.inference_mode()
 def make_probes(model: GPT, start: int, vocab_size: int) -> Probes:
-    """Let `model` write from the token `start` on, and shuffle tokens of what it wrote."""
+    """Let `model` write from the token `start` on, and shuffle tokens that could stand there.
+
+    A small model copies only what it has seen repeated, so that any tokens at all would show
+    nothing. Those between which it is least certain are alike to it: nouns, for example.
+    """
     generator, device = torch.Generator().manual_seed(0), model.wte.weight.device
     cache, tokens_BT = model.new_cache(N_TEXTS), torch.full((N_TEXTS, 1), start)
     for _ in range(min(LENGTH, model.config.context_length) - 1):
         logits_BV = model(tokens_BT[:, -1:].to(device), cache=cache)[:, -1, :vocab_size]
         next_B1 = logits_BV.float().softmax(-1).cpu().multinomial(1, generator=generator)
         tokens_BT = torch.cat((tokens_BT, next_B1), dim=1)
-    known_V, longest = tokens_BT.unique(), model.config.context_length // 2
+    logits_BTV = model(tokens_BT.to(device))[..., :vocab_size].float().cpu()
+    uncertain = torch.special.entr(logits_BTV.softmax(-1)).sum(-1).argmax()
+    alike_V = logits_BTV.flatten(0, 1)[uncertain].topk(min(N_ALIKE, vocab_size)).indices
+    longest = min(len(alike_V), model.config.context_length // 2)
     copies: list[Tensor] = []
-    for period in (p for p in PERIODS if p <= min(longest, len(known_V))):
-        orders = (torch.randperm(len(known_V), generator=generator) for _ in range(N_TEXTS // 2))
-        once_BP = torch.stack([known_V[order_V[:period]] for order_V in orders])
+    for period in (p for p in PERIODS if p <= longest):
+        orders = (torch.randperm(len(alike_V), generator=generator) for _ in range(N_TEXTS // 2))
+        once_BP = torch.stack([alike_V[order_V[:period]] for order_V in orders])
         copies.append(once_BP.repeat(1, 2).to(device))
     return Probes(tokens_BT.to(device), copies)
 
@@ -69,16 +77,15 @@ def measure(model: GPT, probes: Probes) -> Measured:
     """Score every head on the probes, and switch each off to see what it is worth."""
     shape = (model.config.n_layer, model.config.n_head)
     copied = [mean_scores(model, tokens_BT) for tokens_BT in probes.copies]
-    seconds = [slice(tokens_BT.shape[1] // 2, None) for tokens_BT in probes.copies]
-    pairs = list(zip(probes.copies, seconds, strict=True))
+    second = [(tokens_BT, tokens_BT.shape[1] // 2) for tokens_BT in probes.copies]  # from where
     return Measured(
         written=mean_scores(model, probes.written_BT),
         copied={name: least([scores[name] for scores in copied], shape) for name in SCORES},
         uniform={name: baseline(name, probes) for name in SCORES},
         cost_written_LH=costs(model, probes.written_BT).mean((2, 3)).cpu(),
-        cost_copied_LH=mean([costs(model, t)[..., s].mean((2, 3)) for t, s in pairs], shape),
-        copy_loss=float(mean([losses(model, t)[:, s].mean() for t, s in pairs], ())),
-        n_periods=len(pairs),
+        cost_copied_LH=mean([costs(model, t)[..., n:].mean((2, 3)) for t, n in second], shape),
+        copy_loss=float(mean([losses(model, t)[:, n:].mean() for t, n in second], ())),
+        n_periods=len(second),
     )
 
 

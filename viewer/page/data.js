@@ -4,7 +4,7 @@
 const $ = (id) => document.getElementById(id);
 const scenes = JSON.parse($("data").textContent).map(prepare);
 const state = {
-  scene: scenes[1], frame: null, panel: null, // a frame is a checkpoint, a panel a head
+  scene: scenes[1], frame: null, panel: null, // a frame is a checkpoint, a panel is a head
   row: 0, column: 0, // the chosen query and key
   hover: null, // {i, j} under the pointer
   pinned: [], view: "map", transposed: false, side: "numbers",

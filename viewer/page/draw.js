@@ -1,4 +1,4 @@
-// Weights as pictures: small maps, a large map, and lines from token to token.
+// Weights as pictures: maps, and lines from token to token.
 
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 const rgb = (hex) => [1, 3, 5].map((n) => parseInt(hex.slice(n, n + 2), 16));
@@ -26,7 +26,7 @@ function paint(width, height, cells) {
   return canvas;
 }
 
-// Call `visit` for each cell, from left to right and from top to bottom
+// Call `visit` for each cell, row by row
 function visitCells(panel, visit) {
   const [down, across] = sides(panel);
   for (let y = 0; y < down.length; y++)

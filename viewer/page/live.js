@@ -1,4 +1,4 @@
-// A box for another text, which the program that serves this page reads with the model.
+// A box for a text, which the program that serves this page shows to the model.
 
 const typed = el("input", { ariaLabel: "Text", placeholder: "type a text", autocomplete: "off", spellcheck: false });
 let waiting = null;

@@ -40,11 +40,12 @@ function openScene(scene, n = 0) {
     const next = frames[film.value], at = (old) => next.panels[state.frame.panels.indexOf(old)];
     update({ frame: next, panel: at(state.panel), pinned: state.pinned.map(at) });
   };
-  $("film").replaceChildren(...(frames.length > 1 ? [el("label", {}, "checkpoint", film)] : []));
+  $("film").replaceChildren(...(frames.length > 1 ? [el("label", {}, el("span", { id: "step" }), film)] : []));
   choose(panel.axis.queries.length - 1);
 }
 
 function hover(at) {
+  if (at?.i === state.hover?.i && at?.j === state.hover?.j) return;
   state.hover = at;
   shade();
   drawAll();
@@ -145,11 +146,12 @@ function renderBar() {
   const { scene, frame, panel, view, transposed, pinned } = state;
   const choice = (key, chosen, options) => el("span", { className: "switch" }, ...options.map(([value, name, title = ""]) =>
     el("button", { title, ariaPressed: value === chosen, onclick: () => update({ [key]: value }) }, name)));
-  $("bar").replaceChildren(el("h2", {}, panel.name, el("small", {}, scene.frames.length > 1 ? `, step ${frame.step}` : "")),
+  if ($("step")) $("step").textContent = `step ${frame.step}`;
+  $("bar").replaceChildren(el("h2", {}, panel.name),
     ...(panel.label ? [el("span", { className: "tag" }, scene.scores[panel.label][0])] : []),
     choice("view", view, [["map", "map"], ["lines", "lines"]]),
     choice("transposed", transposed, [[false, "rows ask", "as in code"], [true, "columns ask", "as 3Blue1Brown draws it"]]),
-    el("button", { className: "switch", title: "keep this head beside the next",
+    el("button", { className: "switch",
       ariaPressed: pinned.includes(panel), onclick: () => pin(panel) }, "side by side"));
 }
 

@@ -1,4 +1,4 @@
-// What stands beside the numbers: predictions, scores, heads switched off, training.
+// Predictions, scores, heads switched off, and training.
 
 // What would be drawn from at a position: temperature, then top-k, then top-p
 function distribution(frame, at) {
@@ -56,7 +56,7 @@ function nextSide() {
     slider("temperature", "temperature", 0.1, 2, 0.1, redraw),
     slider("top-k", "topK", 0, listed, 1, redraw),
     slider("top-p", "topP", 0.05, 1, 0.05, redraw),
-    note("They change what the model writes, not its loss."),
+    note("These change what it writes, not its loss."),
   ];
 }
 
@@ -71,8 +71,8 @@ function scoresSide() {
     p(b(panel.label ? scene.scores[panel.label][0] : "no label"), ": ", panel.why, "."),
     table(["score", "", "here", "uniform", "probe", "uniform"], rows),
     ...Object.values(scene.scores).map(([name, meaning]) => note(`${name}: ${meaning}`)),
-    note("Orange: uniform attention. Probe: text that the model wrote; for induction and duplicate token random "
-      + "tokens said twice, the least of several periods."),
+    note("Orange: uniform. Probe: text that the model wrote; for induction and duplicate token random tokens "
+      + "said twice, the least of several periods."),
   ];
 }
 
@@ -92,13 +92,13 @@ function offSide() {
   return [
     p(`Without ${panel.name} the loss of this text goes from ${show(frame.loss)} to `, b(show(frame.loss + mean(costs)), "off"),
       ` nats per token (${signed(mean(costs))}).`),
-    note(`On text that the model wrote: ${signed(panel.worth[0])}; on a copy of random tokens: ${signed(panel.worth[1])}.`),
+    note(`On text that it wrote: ${signed(panel.worth[0])}; on a copy of random tokens: ${signed(panel.worth[1])}.`),
     el("div", { className: "strip" }, el("span", { className: "token soft" }, queries[0]), ...chips),
     note(swatch("worse", "harder to predict"), swatch("better", "easier")),
     table(["most changed", "with", "without", "change"], worst.map((n) =>
       [`${n + 1} ${queries[n + 1]}`, show(losses[n], 3), show(losses[n] + costs[n], 3), signed(costs[n])])),
     heading("Mean change without each head"),
-    el("table", {}, ...heads),
+    el("table", { className: "dense" }, ...heads),
   ];
 }
 
