@@ -5,6 +5,7 @@
     python bench.py whole config/quickstart.toml         # a whole run: its seconds and its loss
     python bench.py ablate                               # what each choice of the recipe is worth
     python bench.py prepare                              # MB/s of each tokenizer
+    python bench.py sample                               # generated tokens/s, and their limit
     python bench.py stories                              # what a model has learned from stories
     python bench.py gpu --nanogpt=PATH --text=FOLDER     # all that needs a GPU, in ten minutes
     python bench.py table                                # the recorded results as markdown
@@ -21,7 +22,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import ablation, gpu, machine, preparation, race, stories, table, training, whole
+from benchmarks import (
+    ablation,
+    generation,
+    gpu,
+    machine,
+    preparation,
+    race,
+    stories,
+    table,
+    training,
+    whole,
+)
 from benchmarks.table import RESULTS, Tables
 from engine import cli
 
@@ -67,6 +79,11 @@ class Stories(stories.StoriesBench, Output):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sample(generation.SampleBench, Output):
+    """Measure prefill and decode tokens/s, beside the limit that the memory sets."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Gpu(gpu.GpuBench, Output):
     """Measure all that needs a GPU, within a few minutes."""
 
@@ -86,6 +103,7 @@ MEASUREMENTS: dict[str, tuple[type[Output], Callable[[Any], Tables]]] = {
     "ablate": (Ablate, ablation.measure),
     "prepare": (Prepare, preparation.measure),
     "stories": (Stories, stories.measure),
+    "sample": (Sample, generation.measure),
     "gpu": (Gpu, gpu.measure),
 }
 
@@ -108,7 +126,7 @@ def main() -> None:
 def measure(command: str, arguments: list[str]) -> None:
     """Measure, print the tables, and keep the record where that is asked for."""
     config_type, function = MEASUREMENTS[command]
-    config = cli.parse_config(config_type, with_flag(arguments))
+    config = cli.parse_config(config_type, gathered(with_flag(arguments), "--peer"))
     record = {
         "benchmark": command,
         "date": machine.today(),
@@ -128,6 +146,19 @@ def with_flag(arguments: list[str]) -> list[str]:
     if arguments and not arguments[0].startswith("-"):
         return [f"--config={arguments[0]}", *arguments[1:]]
     return arguments
+
+
+def gathered(arguments: list[str], flag: str) -> list[str]:
+    """`--peer a --steps=3 --peer=b` -> `--steps=3 --peer a b`: a flag that may be repeated."""
+    kept: list[str] = []
+    values: list[str] = []
+    is_value = False
+    for argument in arguments:
+        if argument.startswith("--"):
+            is_value = argument == flag or argument.startswith(f"{flag}=")
+        if argument != flag:
+            (values if is_value else kept).append(argument.removeprefix(f"{flag}="))
+    return [*kept, flag, *values] if values else kept
 
 
 def print_table(config: Table) -> None:

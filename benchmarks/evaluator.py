@@ -23,6 +23,7 @@ from data.loader import Dataset
 from engine import checkpoint, cli
 from engine.parallel import DeviceName, find_device
 from model import GPT, ModelConfig
+from sampling.precision import SamplePrecision, convert
 
 TOKENS_PER_PASS = 4096
 LogitsOf = Callable[[Tensor, Tensor], Tensor]  # tokens_BT, targets_BT -> logits_BTV
@@ -42,6 +43,8 @@ class EvaluatorConfig:
     """The checkout that they are from."""
     most_tokens: int = 0
     """Evaluate on the first so many tokens of the split; 0 for all."""
+    precision: SamplePrecision = "float32"
+    """Of the weights of ours."""
     device: DeviceName = "auto"
     """Where to evaluate."""
 
@@ -53,19 +56,21 @@ def evaluate_all(config: EvaluatorConfig) -> Iterator[dict[str, float]]:
     tokens_N = torch.from_numpy(ids.astype(np.int64)).to(device)
     for out_dir in config.ours:
         ours = our_model(out_dir).to(device).eval()
-        yield judge(ours, lambda x, _, model=ours: model(x), tokens_N, ours.config.context_length)
+        size = parameters(ours)
+        if config.precision != "float32":
+            ours = convert(ours, config.precision)
+        loss = split_loss(lambda x, _, model=ours: model(x), tokens_N, ours.config.context_length)
+        yield {"loss": loss, "parameters": size}
     for path in config.theirs:
         assert config.nanogpt is not None
         theirs, block_size = nanogpt_model(config.nanogpt, path)
         theirs = theirs.to(device).eval()
-        yield judge(theirs, lambda x, y, model=theirs: model(x, y)[0], tokens_N, block_size)
+        loss = split_loss(lambda x, y, model=theirs: model(x, y)[0], tokens_N, block_size)
+        yield {"loss": loss, "parameters": parameters(theirs)}
 
 
-def judge(
-    model: nn.Module, logits_of: LogitsOf, tokens_N: Tensor, context_length: int
-) -> dict[str, float]:
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    return {"loss": split_loss(logits_of, tokens_N, context_length), "parameters": parameters}
+def parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from train import TrainConfig
 ROOT = Path(__file__).parents[1]
 SCRIPTS = {"train", "sample", "visualize", "bench"}
 SCRIPTS |= {"data.prepare", "benchmarks.probe", "benchmarks.evaluator", "benchmarks.encoding"}
+SCRIPTS |= {"benchmarks.decoding", "benchmarks.peers"}
 FOLDERS = ("data", "engine", "sampling", "viewer", "benchmarks")  # rooms; scripts may live there
 ROOMS = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts): path
@@ -23,6 +24,7 @@ ROOMS = {
 FILES = {**ROOMS, **{name: ROOT / f"{name.replace('.', '/')}.py" for name in SCRIPTS}}
 LIBRARIES = {  # what a room may import besides torch, numpy and the standard library
     "benchmarks.encoding": {"tiktoken"},
+    "benchmarks.others": {"transformers"},
     "data.bpe": {"regex"},
     "data.download": {"requests"},
     "data.prepare": {"tqdm"},
