@@ -5,13 +5,11 @@ own context length: each token but the first is a target once. Prints one JSON o
 """
 
 import contextlib
-import importlib.util
 import json
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -19,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.nanogpt import import_model
 from data.loader import Dataset
 from engine import checkpoint, cli
 from engine.parallel import DeviceName, find_device
@@ -107,22 +106,13 @@ def our_model(out_dir: Path) -> GPT:
 
 def nanogpt_model(checkout: Path, path: Path) -> tuple[nn.Module, int]:
     """Rebuild a model from nanoGPT's checkpoint by its own class; return also its context."""
-    module = import_file("nanogpt_model", checkout / "model.py")  # ours is called model, too
+    module = import_model(checkout)
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     with contextlib.redirect_stdout(sys.stderr):  # it prints its size
         model = module.GPT(module.GPTConfig(**state["model_args"]))
     prefix = "_orig_mod."  # of the names in a compiled model
     model.load_state_dict({name.removeprefix(prefix): w for name, w in state["model"].items()})
     return model, state["model_args"]["block_size"]
-
-
-def import_file(name: str, path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    sys.modules[name] = module = importlib.util.module_from_spec(spec)  # as dataclasses expect
-    spec.loader.exec_module(module)
-    return module
 
 
 def main() -> None:

@@ -3,10 +3,13 @@
 Nothing of it is part of this project; what it does is decided by its own scripts and flags.
 """
 
+import importlib.util
 import re
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from benchmarks.runs import Finished, python, run
@@ -68,6 +71,17 @@ def check(source: Path) -> None:
             f"{source}/train.py sets its seed in another way than `torch.manual_seed(1337 + "
             "seed_offset)`: this checkout cannot be run with several seeds"
         )
+
+
+def import_model(checkout: Path) -> ModuleType:
+    """Its model.py, under another name, as ours is called model, too."""
+    name, path = "nanogpt_model", checkout / "model.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)  # as dataclasses expect
+    spec.loader.exec_module(module)
+    return module
 
 
 def step_seconds(finished: Finished) -> list[float]:

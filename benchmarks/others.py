@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.evaluator import import_file
+from benchmarks.nanogpt import import_model
 from model import GPT
 
 Tick = Callable[[], None]  # called after each token
@@ -19,7 +19,7 @@ SIZES = ("n_layer", "n_head", "n_embd", "vocab_size")  # as both call them, too
 
 def nanogpt_generate(checkout: Path, ours: GPT) -> Generate:
     """Its own method, a token at a time: it keeps nothing from one to the next."""
-    module, config = import_file("nanogpt_model", checkout / "model.py"), ours.config
+    module, config = import_model(checkout), ours.config
     sizes: dict[str, Any] = {name: getattr(config, name) for name in SIZES}
     sizes |= {"block_size": config.context_length, "dropout": 0.0, "bias": True}
     with contextlib.redirect_stdout(sys.stderr):  # it prints its size
