@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from data.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer
-from model import GPT, CausalSelfAttention, ModelConfig, attention
+from model import GPT, ModelConfig, attention
 from viewer import examples, page, reverser
 from viewer.labels import label
 from viewer.payload import TEMPERATURES, predictions, triangle
@@ -75,28 +75,14 @@ def test_a_record_leaves_no_hook_behind():
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
-def test_heads_that_share_keys_and_values_are_shown_with_them(monkeypatch: pytest.MonkeyPatch):
-    model = built()
-    attn = model.get_submodule("blocks.0.attn")
-    assert isinstance(attn, CausalSelfAttention)
-    real = attn.queries_keys_values
-
-    def shared(x: Tensor, turn: Any) -> tuple[Tensor, ...]:
-        q_BHTD, k_BHTD, v_BHTD = real(x, turn)
-        return q_BHTD, k_BHTD[:, :1], v_BHTD[:, :1]
-
+def test_heads_that_share_keys_and_values_are_shown_with_them():
+    model = built(n_head=4, n_kv_head=2, n_embd=32)
     kept = record(model, TOKENS)
-    with monkeypatch.context() as patch:
-        patch.setattr(attn, "queries_keys_values", shared)
-        patch.setattr("model.fused_attention", attention_with_shared_keys)
-        patch.setattr("model.attention", attention_with_shared_keys)
-        shared_kept = record(model, TOKENS)
-    assert torch.equal(shared_kept.k_LBHTD[0, :, 0], kept.k_LBHTD[0, :, 0])
-    assert torch.equal(shared_kept.k_LBHTD[0, :, 2], kept.k_LBHTD[0, :, 0])
-
-
-def attention_with_shared_keys(q: Tensor, k: Tensor, v: Tensor, **settings: Any) -> Any:
-    return attention(q, k.expand_as(q), v.expand_as(q), **settings)
+    for shared in (kept.k_LBHTD, kept.v_LBHTD):
+        assert torch.equal(shared[:, :, 0], shared[:, :, 1])
+        assert not torch.equal(shared[:, :, 1], shared[:, :, 2])
+    assert torch.equal(kept.logits_BTV, model(TOKENS))
+    assert torch.allclose(kept.weights_LBHTS @ kept.v_LBHTD, kept.heads_LBHTD, atol=1e-5)
 
 
 def test_a_head_that_is_off_passes_on_nothing_and_the_others_what_they_did():
