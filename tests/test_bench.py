@@ -489,10 +489,7 @@ def test_records_are_added_and_printed_as_markdown(
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (
-            ["tarin"],
-            "bench.py measures train, race, whole, ablate, prepare, stories, gpu, table: got tarin",
-        ),
+        (["tarin"], "prepare, stories, sample, gpu, table: got tarin; see bench.py --help"),
         (["train", "a.toml", "--steps=1"], "steps must be at least 10: got 1"),
         (["race", "--nanogpt=nowhere", "--text=a"], "nowhere is not a checkout of nanoGPT"),
         (["train", "a.toml", "--stesp=1"], "perhaps you meant --steps"),

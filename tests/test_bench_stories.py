@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import heads, stories
+from benchmarks import heads, learned, stories
 from benchmarks.stories import StoriesBench
 from data.loader import Dataset
 from data.prepare import PrepareConfig, prepare
@@ -83,14 +83,14 @@ def test_a_question_ends_before_the_noun_and_knows_it_and_the_other():
     tokenizer: Tokenizer = FirstLetter()
     text = "The road was not crossed by the pig because it was too lazy. The pig slept until noon."
     story = np.array([tokenizer.end_of_text, *tokenizer.encode(text)])
-    ((prefix, pair),) = stories.questions(story, tokenizer)
+    ((prefix, pair),) = learned.questions(story, tokenizer)
     assert tokenizer.decode(prefix[1:]) == text.removesuffix(" pig slept until noon.")
     assert pair == (ord("p"), ord("r"))
 
 
 def test_a_split_is_cut_before_each_end_of_text():
     tokens_N = np.array([256, 1, 2, 256, 3], np.uint16)
-    parts = stories.split_stories(tokens_N, ByteTokenizer())
+    parts = learned.split_stories(tokens_N, ByteTokenizer())
     assert [part.tolist() for part in parts] == [[256, 1, 2], [256, 3]]
 
 

@@ -15,7 +15,7 @@ from train import TrainConfig
 ROOT = Path(__file__).parents[1]
 SCRIPTS = {"train", "sample", "visualize", "bench"}
 SCRIPTS |= {"data.prepare", "benchmarks.probe", "benchmarks.evaluator", "benchmarks.encoding"}
-SCRIPTS |= {"benchmarks.decoding", "benchmarks.peers"}
+SCRIPTS |= {"benchmarks.decoding", "benchmarks.learned", "benchmarks.peers"}
 FOLDERS = ("data", "engine", "sampling", "viewer", "benchmarks")  # rooms; scripts may live there
 ROOMS = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts): path
