@@ -106,11 +106,13 @@ def batches(rows: list[Row]) -> list[Row]:
     """How many times the tokens/s of one text each batch has."""
     found: list[Row] = []
     for one in (row for row in rows if row["batch"] == 1):
-        same = [row for row in rows if alike(row, one, "model", "precision", "prompt")]
-        key = {name: one[name] for name in ("model", "precision", "prompt")}
-        times = {f"batch {r['batch']} / 1": over(r, one, "decode tokens/s") for r in same}
-        found.append(key | {name: n for name, n in times.items() if not name.endswith(" 1 / 1")})
-    return found
+        line: Row = {name: one[name] for name in ("model", "precision", "prompt")}
+        for row in rows:
+            if row["batch"] != 1 and alike(row, one, *line):
+                times = number(row, "decode tokens/s") / number(one, "decode tokens/s")
+                line[f"batch {row['batch']} / 1"] = times
+        found.append(line)
+    return [line for line in found if len(line) > 3]
 
 
 def growth(rows: list[Row]) -> list[Row]:
@@ -134,16 +136,15 @@ def growth(rows: list[Row]) -> list[Row]:
 def races(rows: list[Row]) -> list[Row]:
     """A line for each peer and prompt: its tokens/s, ours in float32, and ours at best."""
     found: list[Row] = []
-    for theirs in (row for row in rows if row["side"] != "ours"):
-        ours = [row for row in rows if alike(row, theirs, "prompt") and row["side"] == "ours"]
-        best = max(ours, key=lambda row: number(row, "tokens/s"))
-        line: Row = {"peer": theirs["side"], "prompt": theirs["prompt"]}
-        line["its tokens/s"] = theirs["tokens/s"]
-        for row in [*(row for row in ours if row["precision"] == "float32"), best]:
-            name = "float32" if row is not best or len(ours) == 1 else f"best: {row['precision']}"
-            line[f"ours, {name}"] = row["tokens/s"]
-            line[f"ratio, {name}"] = ratio(row["tokens/s"], theirs["tokens/s"])
-        found.append(line)
+    for row in (row for row in rows if row["side"] != "ours"):
+        ours = [own for own in rows if own["side"] == "ours" and alike(own, row, "prompt")]
+        (same,) = (own for own in ours if own["precision"] == "float32")
+        best = max(ours, key=lambda own: number(own, "tokens/s"))
+        theirs = row["tokens/s"]
+        line: Row = {"peer": row["side"], "prompt": row["prompt"], "its tokens/s": theirs}
+        line |= {"ours, float32": same["tokens/s"], "ratio": ratio(same["tokens/s"], theirs)}
+        line |= {"ours, best": best["tokens/s"], "ratio, best": ratio(best["tokens/s"], theirs)}
+        found.append(line | {"best": best["precision"]})
     return found
 
 
@@ -160,10 +161,6 @@ def quality(run_dir: Path, precisions: list[str], device: DeviceName) -> list[Ro
 
 def alike(a: Row, b: Row, *columns: str) -> bool:
     return all(a[column] == b[column] for column in columns)
-
-
-def over(a: Row, b: Row, column: str) -> float:
-    return number(a, column) / number(b, column)
 
 
 def number(row: Row, column: str) -> float:
