@@ -127,6 +127,8 @@ def measure(command: str, arguments: list[str]) -> None:
     """Measure, print the tables, and keep the record where that is asked for."""
     config_type, function = MEASUREMENTS[command]
     config = cli.parse_config(config_type, gathered(with_flag(arguments), "--peer"))
+    if config.json:
+        cli.check_writable(config.json)
     record = {
         "benchmark": command,
         "date": machine.today(),

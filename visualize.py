@@ -12,7 +12,7 @@ from torch import Tensor
 
 from data.tokenizer import Tokenizer
 from engine import checkpoint
-from engine.cli import at_least, parse_config, run
+from engine.cli import at_least, check_writable, parse_config, run
 from engine.metrics import read
 from engine.parallel import DeviceName, find_device
 from model import GPT
@@ -42,9 +42,9 @@ class VisualizeConfig:
     text_file: Path | None = None
     """File whose text to read, instead of text."""
     html: Path | None = None
-    """File to write; attention.html in out_dir if not given."""
+    """Page to write; attention.html in out_dir if neither this nor png is given."""
     png: Path | None = None
-    """Write a picture of all heads here, instead of a page."""
+    """Picture of all heads to write."""
     live: bool = False
     """Serve the page to this machine, with a box to type in, instead of writing it."""
     port: int = 8000
@@ -58,8 +58,8 @@ class VisualizeConfig:
             raise ValueError(f"port must be at most 65535: got {self.port}")
         if self.text and self.text_file is not None:
             raise ValueError("give text or text_file, not both")
-        if self.live and self.png is not None:
-            raise ValueError("give live or png, not both")
+        if self.live and (self.png or self.html):
+            raise ValueError("give live or files to write, html and png, not both")
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,9 @@ def evenly(items: list[str], most: int) -> list[str]:
 def write_page(trained: Trained, tokens_1T: Tensor, path: Path) -> None:
     scene = trained.scene(tokens_1T, *trained.checkpoints(tokens_1T.shape[1]))
     html = page.build([examples_scene(), scene, reverser_scene()])
-    path.write_text(html, encoding="utf-8")
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(html, encoding="utf-8")
+    partial.replace(path)
     print(f"written to {path}: {len(html.encode()):,} bytes, for any browser, without a network")
     for notice in scene["notices"]:
         print(notice)
@@ -165,15 +167,18 @@ def serve(trained: Trained, tokens_1T: Tensor, port: int) -> None:
 def main() -> None:
     config = parse_config(VisualizeConfig)
     text = config.text if config.text_file is None else read_text(config.text_file)
+    html = config.html or (None if config.png or config.live else config.out_dir / "attention.html")
     trained = Trained.open(config.out_dir, find_device(config.device))
     is_given = text or not config.live  # else there is something to look at before one types
     tokens_1T = trained.encode(text) if is_given else trained.probes.written_BT[:1, :LIVE_TOKENS]
+    for path in filter(None, (html, config.png)):
+        check_writable(path)
     if config.live:
         serve(trained, tokens_1T, config.port)
-    elif config.png is not None:
+    if html:
+        write_page(trained, tokens_1T, html)
+    if config.png:
         draw_picture(trained, tokens_1T, config.png)
-    else:
-        write_page(trained, tokens_1T, config.html or config.out_dir / "attention.html")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import json
 import os
 import re
 import sys
+import tempfile
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -56,6 +57,18 @@ def at_least(least: float, config: Any, *names: str) -> None:
     for name in names:
         if not getattr(config, name) >= least:  # nor is nan
             raise ValueError(f"{name} must be at least {least}: got {getattr(config, name)}")
+
+
+def check_writable(path: Path) -> None:
+    """Make the folder of a file that is to be written; OSError if it can't be, before the work."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        way_out = "pass a file in a folder that can be written to"
+        raise OSError(f"{path} cannot be written ({error.strerror}): {way_out}") from error
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} cannot be written: it is a folder, pass a file in it")
 
 
 def parse_config(config_type: type[ConfigT], argv: Sequence[str] | None = None) -> ConfigT:

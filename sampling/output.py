@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data.tokenizer import TextStream, Tokenizer
+from engine.cli import check_writable
 
 FinishReason = Literal["length", "stop", "end_of_text", "interrupted"]
 Likely = list[tuple[int, float]]  # tokens with their log-probabilities, the likeliest first
@@ -137,6 +138,7 @@ def records(path: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
 
     After Ctrl-C it holds what was finished by then. Raises OSError at once if it cannot be written.
     """
+    check_writable(path)
     partial = path.with_name(f"{path.name}.partial")
     with open(partial, "w", encoding="utf-8", newline="\n") as file:
         try:

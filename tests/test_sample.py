@@ -546,9 +546,12 @@ def test_a_file_of_samples_holds_texts_tokens_and_their_probabilities(
 def test_a_file_that_cannot_be_written_is_refused_before_anything_is_computed(
     script: Script, tmp_path: Path
 ):
-    code, text, error = script(f"--output={tmp_path / 'missing/samples.jsonl'}")
-    assert (code, text) == (2, "")
-    assert "No such file or directory" in error
+    (tmp_path / "file").write_text("")
+    for path, why in ((tmp_path, "it is a folder"), (tmp_path / "file/a.jsonl", "(File exists)")):
+        code, text, error = script(f"--output={path}")
+        assert (code, text) == (2, "")
+        assert f"{path} cannot be written" in error
+        assert why in error
 
 
 def test_an_error_while_samples_are_written_leaves_the_old_file_whole(

@@ -109,9 +109,14 @@ def test_a_choice_of_checkpoints_is_even_and_keeps_the_newest(most: int, expecte
 
 
 def test_a_picture_of_all_heads_is_written(script: Script, tmp_path: Path):
-    code, text, error = script(f"--text={TEXT}", f"--png={tmp_path / 'heads.png'}")
-    assert (code, text, error) == (0, f"written to {tmp_path / 'heads.png'}\n", "")
-    assert (tmp_path / "heads.png").read_bytes().startswith(b"\x89PNG")
+    code, text, error = script(f"--text={TEXT}", f"--png={tmp_path / 'new/heads.png'}")
+    assert (code, text, error) == (0, f"written to {tmp_path / 'new/heads.png'}\n", "")
+    assert (tmp_path / "new/heads.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_page_and_a_picture_are_written_together(script: Script, tmp_path: Path):
+    code, _, _ = script(f"--text={TEXT}", f"--png={tmp_path / 'a.png'}", f"--html={tmp_path / 'a'}")
+    assert (code, sorted(path.name for path in tmp_path.iterdir())) == (0, ["a", "a.png"])
 
 
 # --- Refusals -------------------------------------------------------------------------------------
@@ -125,10 +130,12 @@ def test_a_picture_of_all_heads_is_written(script: Script, tmp_path: Path):
         (["--text=aXb"], "the character vocabulary lacks 'X', 'b'"),
         (["--text=a", "--text_file=b"], "give text or text_file, not both"),
         (["--text_file=nowhere.txt"], "nowhere.txt: No such file or directory"),
-        (["--live", "--png=a.png"], "give live or png, not both"),
+        (["--live", "--png=a.png"], "give live or files to write, html and png, not both"),
+        (["--live", "--html=a.html"], "give live or files to write, html and png, not both"),
         (["--port=65536"], "port must be at most 65535: got 65536"),
         (["--port=-1"], "port must be at least 0: got -1"),
-        (["--text=a", "--html=nowhere/page.html"], "nowhere/page.html: No such file or directory"),
+        (["--text=a", "--html=/dev/null/a.html"], "/dev/null/a.html cannot be written"),
+        (["--text=a", "--png=/dev/null/a.png"], "/dev/null/a.png cannot be written"),
         (["--out_dir=nowhere", "--text=a"], "nowhere holds no checkpoint: train one with `python"),
     ],
 )
