@@ -35,7 +35,7 @@ from benchmarks import (
     whole,
 )
 from benchmarks.table import RESULTS, Tables
-from engine import cli
+from engine import cli, files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,9 +126,9 @@ def main() -> None:
 def measure(command: str, arguments: list[str]) -> None:
     """Measure, print the tables, and keep the record where that is asked for."""
     config_type, function = MEASUREMENTS[command]
-    config = cli.parse_config(config_type, gathered(with_flag(arguments), "--peer"))
+    config = cli.parse_config(config_type, with_flag(arguments))
     if config.json:
-        cli.check_writable(config.json)
+        files.check_writable(config.json)
     record = {
         "benchmark": command,
         "date": machine.today(),
@@ -148,19 +148,6 @@ def with_flag(arguments: list[str]) -> list[str]:
     if arguments and not arguments[0].startswith("-"):
         return [f"--config={arguments[0]}", *arguments[1:]]
     return arguments
-
-
-def gathered(arguments: list[str], flag: str) -> list[str]:
-    """`--peer a --steps=3 --peer=b` -> `--steps=3 --peer a b`: a flag that may be repeated."""
-    kept: list[str] = []
-    values: list[str] = []
-    is_value = False
-    for argument in arguments:
-        if argument.startswith("--"):
-            is_value = argument == flag or argument.startswith(f"{flag}=")
-        if argument != flag:
-            (values if is_value else kept).append(argument.removeprefix(f"{flag}="))
-    return [*kept, flag, *values] if values else kept
 
 
 def print_table(config: Table) -> None:

@@ -43,7 +43,7 @@ class SampleConfig(Choice):
     prompt_file: Path | None = None
     """File whose text to continue, instead of prompt; - for standard input."""
     prompts: Path | None = None
-    """File of prompts to continue, one a line, or .jsonl with "prompt" or "text"; - likewise."""
+    """File of prompts to continue: .jsonl with "prompt" or "text", or one a line, as from -."""
     max_new_tokens: int = 200
     """Stop after so many tokens, if the text has not ended before."""
     stop: tuple[str, ...] = ()
@@ -79,6 +79,9 @@ class SampleConfig(Choice):
         given = [name for name in sources if getattr(self, name)]
         if len(given) > 1:
             raise ValueError(f"give one of {', '.join(sources)}: got {' and '.join(given)}")
+        for name in ("interactive", "score", "show_top"):
+            if self.output and getattr(self, name):
+                raise ValueError(f"output keeps the texts of prompts: give it without {name}")
 
 
 @dataclass(frozen=True)
@@ -170,9 +173,10 @@ def write_samples(
             if keep is None:
                 show(pieces, samples, [title(n, len(prompts), i, config) for n, _, i in batch])
                 continue
-            deque(pieces, maxlen=0)
-            for sample in samples:
-                keep(sample.record())
+            try:
+                deque(pieces, maxlen=0)
+            finally:
+                deque(keep(sample.record()) for sample in samples if sample.finish_reason)
     if config.output:
         print(f"written to {config.output}: {len(jobs)} texts")
 
@@ -213,8 +217,7 @@ def converse(
         with suppress(KeyboardInterrupt):
             for _, piece in grow(model, [sample], [prompt], config):
                 print(piece, end="", flush=True)
-        sample.finish("interrupted")
-        print()
+        print(sample.finish("interrupted"))
         text = asked + sample.text
 
 

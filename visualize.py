@@ -12,7 +12,8 @@ from torch import Tensor
 
 from data.tokenizer import Tokenizer
 from engine import checkpoint
-from engine.cli import at_least, check_writable, parse_config, run
+from engine.cli import at_least, parse_config, run
+from engine.files import check_writable, write_whole
 from engine.metrics import read
 from engine.parallel import DeviceName, find_device
 from model import GPT
@@ -135,9 +136,7 @@ def evenly(items: list[str], most: int) -> list[str]:
 def write_page(trained: Trained, tokens_1T: Tensor, path: Path) -> None:
     scene = trained.scene(tokens_1T, *trained.checkpoints(tokens_1T.shape[1]))
     html = page.build([examples_scene(), scene, reverser_scene()])
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(html, encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, html)
     print(f"written to {path}: {len(html.encode()):,} bytes, for any browser, without a network")
     for notice in scene["notices"]:
         print(notice)

@@ -13,7 +13,7 @@ from typing import get_args
 import torch
 
 from benchmarks.generation import ModelName, PrecisionName
-from benchmarks.limits import Memory, seconds, step_bytes
+from benchmarks.limits import Memory, cache_bytes, seconds, weight_bytes
 from benchmarks.shapes import random_model, random_prompts, shape
 from benchmarks.table import Row
 from engine import cli
@@ -86,7 +86,10 @@ class Measurement:
         step_seconds = self.grow(decoder)
         bandwidth = (before + memory.bandwidth()) / 2
         context = self.prompt + SETTLING_STEPS + (self.steps + 1) // 2  # of the step in the middle
-        n_bytes = step_bytes(self.model.config, self.precision, self.batch_size, context)
+        assert decoder.cache is not None
+        # a step reads the weights once, and the cache of each text
+        n_bytes = weight_bytes(self.model.config, self.precision)
+        n_bytes += cache_bytes(decoder.cache, context)
         limit = bandwidth * self.batch_size / n_bytes
         return {
             "precision": self.precision,

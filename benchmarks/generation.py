@@ -16,6 +16,7 @@ from engine.cli import at_least
 ModelName = Literal["124M", "quickstart", "tiny"]
 PrecisionName = Literal["float32", "bfloat16", "int8"]
 QUICKSTART = Path("out/quickstart")
+CHECKPOINTS = "checkpoints.json"  # as engine/checkpoint.py calls it, which imports torch
 NANOGPT = "nanogpt="
 QUALITY_TOKENS = 50_000  # of the validation split
 
@@ -61,7 +62,7 @@ class SampleBench:
 
     @property
     def timed_run(self) -> Path | None:
-        return self.run or (QUICKSTART if (QUICKSTART / "last").exists() else None)
+        return self.run or (QUICKSTART if (QUICKSTART / CHECKPOINTS).exists() else None)
 
 
 def measure(config: SampleBench) -> Tables:
@@ -106,9 +107,10 @@ def batches(rows: list[Row]) -> list[Row]:
     """How many times the tokens/s of one text each batch has."""
     found: list[Row] = []
     for one in (row for row in rows if row["batch"] == 1):
-        line: Row = {name: one[name] for name in ("model", "precision", "prompt")}
+        kind = ("model", "precision", "prompt")
+        line: Row = {name: one[name] for name in kind}
         for row in rows:
-            if row["batch"] != 1 and alike(row, one, *line):
+            if row["batch"] != 1 and alike(row, one, *kind):
                 times = number(row, "decode tokens/s") / number(one, "decode tokens/s")
                 line[f"batch {row['batch']} / 1"] = times
         found.append(line)

@@ -7,17 +7,12 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from model import GPT, ModelConfig
+from model import GPT, KVCache, ModelConfig
 
 READ_BYTES = 512 * 2**20  # far more than any cache holds
 READS, AT_ONCE = 5, {"cpu": 1, "cuda": 8}  # a GPU reads them faster than it is asked to
 MATRIX_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}  # of a number in a linear layer
-OTHER_BYTES = {"float32": 4, "bfloat16": 2, "int8": 2}  # in biases, norms, scales, the cache
-
-
-def step_bytes(config: ModelConfig, precision: str, batch_size: int, context: int) -> int:
-    """Bytes that a step reads at least: the weights once, and the cache of each text."""
-    return weight_bytes(config, precision) + batch_size * cache_bytes(config, precision, context)
+OTHER_BYTES = {"float32": 4, "bfloat16": 2, "int8": 2}  # in biases, norms and scales
 
 
 def weight_bytes(config: ModelConfig, precision: str) -> int:
@@ -35,11 +30,10 @@ def weight_bytes(config: ModelConfig, precision: str) -> int:
     return total
 
 
-def cache_bytes(config: ModelConfig, precision: str, context: int) -> int:
-    """Keys and values of one text: 2 · layers · heads · channels · positions."""
-    config = config.sized()
-    numbers = 2 * config.n_layer * config.n_kv_head * config.head_dim * context
-    return numbers * OTHER_BYTES[precision]
+def cache_bytes(cache: KVCache, context: int) -> int:
+    """Keys and values of so many positions of all texts, in the type that the cache holds."""
+    n_slots = cache.k_LBKSD.shape[-2]
+    return 2 * cache.k_LBKSD.nbytes // n_slots * context
 
 
 class Memory:

@@ -74,14 +74,17 @@ def measure(config: PeersConfig) -> Iterator[Row]:
     """Let all agree, then take turns at each prompt."""
     device = torch.device(find_device(config.device))
     model = random_model(config.model, device)
-    sides = [Side("ours", "float32", our_generate(model)), *peers(config, model)]
+    others = peers(config, model)
+    ours = Side("ours", "float32", our_generate(convert(model, "float32")))
     lengths = fitting(config.prompts, model.config, max(TOKENS.values()))
     prompts = [random_prompts(model.config, 1, length) for length in lengths]
     prompts_1T = [torch.tensor(prompt, device=device) for prompt in prompts]
     for prompt_1T in prompts_1T:
-        agree(sides, prompt_1T)
-    sides = sides[1:]
-    for precision in dict.fromkeys(("float32", *(config.precisions or available(device)))):
+        agree([ours, *others], prompt_1T)
+    sides = [*others, ours]
+    for precision in config.precisions or available(device):
+        if precision == "float32":
+            continue
         converted = convert(random_model(config.model, device), precision)
         sides.append(Side("ours", precision, our_generate(converted)))
     for prompt_1T in prompts_1T:

@@ -5,6 +5,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from engine.files import write_whole
+
 Value = str | float | None
 Row = dict[str, Value]
 Tables = dict[str, list[Row]]  # by what they show, such as "runs" and "summary"
@@ -85,7 +87,4 @@ def append(path: Path, record: dict[str, Any]) -> None:
 
 def write(path: Path, value: Any) -> None:
     """Put JSON in place of what a file holds, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

@@ -16,11 +16,10 @@ import json
 import os
 import re
 import sys
-import tempfile
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import tyro
 
@@ -59,18 +58,6 @@ def at_least(least: float, config: Any, *names: str) -> None:
             raise ValueError(f"{name} must be at least {least}: got {getattr(config, name)}")
 
 
-def check_writable(path: Path) -> None:
-    """Make the folder of a file that is to be written; OSError if it can't be, before the work."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=path.parent).close()
-    except OSError as error:
-        way_out = "pass a file in a folder that can be written to"
-        raise OSError(f"{path} cannot be written ({error.strerror}): {way_out}") from error
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} cannot be written: it is a folder, pass a file in it")
-
-
 def parse_config(config_type: type[ConfigT], argv: Sequence[str] | None = None) -> ConfigT:
     """Return the config that `argv` describes; raise ValueError with a sentence if it is none."""
     args = list(sys.argv[1:] if argv is None else argv)
@@ -80,7 +67,7 @@ def parse_config(config_type: type[ConfigT], argv: Sequence[str] | None = None) 
         table = read_toml(path)
         default = _parse(config_type, list(_flags(table)), None, prog=path)
         _check_types(table, default, path)
-    args = _bare_switches_are_true(args, config_type)
+    args = _gathered(_bare_switches_are_true(args, config_type), config_type)
     return _parse(config_type, args, default, prog=Path(sys.argv[0]).name)
 
 
@@ -187,6 +174,19 @@ def _bare_switches_are_true(args: list[str], config_type: type) -> list[str]:
         f"{arg}=True" if arg in switches and after.startswith("--") else arg
         for arg, after in zip(args, followed_by, strict=True)
     ]
+
+
+def _gathered(args: list[str], config_type: type) -> list[str]:
+    """`--stop a --seed=1 --stop=b` -> `--seed=1 --stop a b`: neither value is lost."""
+    lists = {f"--{name}" for name, kind in _fields(config_type) if get_args(kind)[1:] == (...,)}
+    given = [arg.partition("=")[0] for arg in args]
+    for flag in (flag for flag in lists if given.count(flag) > 1):
+        parts, is_value = {False: list[str](), True: [flag]}, False
+        for arg in args:
+            is_value = arg.partition("=")[0] == flag or (is_value and not arg.startswith("--"))
+            parts[is_value] += [] if arg == flag else [arg.removeprefix(f"{flag}=")]
+        args = parts[False] + parts[True]
+    return args
 
 
 def _flags(table: dict[str, Any], prefix: str = "--") -> Iterator[str]:

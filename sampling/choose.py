@@ -37,9 +37,9 @@ class Choice:
             raise ValueError(f"top_p must be in (0, 1]: got {self.top_p}")
         if not 0 <= self.min_p <= 1:
             raise ValueError(f"min_p must be in [0, 1]: got {self.min_p}")
-        if not 0 < self.repetition_penalty < float("inf"):
+        if not 1e-3 <= self.repetition_penalty <= 1e3:  # else logits may leave float32
             got = self.repetition_penalty
-            raise ValueError(f"repetition_penalty must be positive and finite: got {got}")
+            raise ValueError(f"repetition_penalty must be from 0.001 to 1000: got {got}")
 
 
 class Drawn(NamedTuple):

@@ -97,6 +97,8 @@ class Decoder:
             len(unlike), starts_B=starts_U if is_ragged else None, size=self.length
         )
         logits_U1V = self.model(torch.tensor(padded, device=self.device), cache=read, last=1)
+        if not logits_U1V.isfinite().all():
+            raise ValueError("the model's logits must be finite: its checkpoint is of a failed run")
         place = {text: row for row, text in enumerate(unlike)}
         rows_B = torch.tensor([place[tuple(text)] for text in self.windows], device=self.device)
         self.copy_cache(read, rows_B)
@@ -136,6 +138,8 @@ class Decoder:
 
     def draw_next(self) -> Drawn:
         """One token more for each text."""
+        assert self.cache is not None
+        self.cache.length = self.length  # of which capturing a graph lost count
         return self.draw(self.model(self.tokens_B1, cache=self.cache)[:, -1])
 
 

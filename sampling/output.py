@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data.tokenizer import TextStream, Tokenizer
-from engine.cli import check_writable
+from engine.files import check_writable, partial
 
 FinishReason = Literal["length", "stop", "end_of_text", "interrupted"]
 Likely = list[tuple[int, float]]  # tokens with their log-probabilities, the likeliest first
@@ -136,19 +136,18 @@ def colored(text: str, probability: float) -> str:
 def records(path: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
     """A function that adds lines to a file, which is in place, whole, when all is done.
 
-    After Ctrl-C it holds what was finished by then. Raises OSError at once if it cannot be written.
+    After Ctrl-C it holds what was finished by then, if anything was. Raises OSError at once if it
+    cannot be written.
     """
     check_writable(path)
-    partial = path.with_name(f"{path.name}.partial")
-    with open(partial, "w", encoding="utf-8", newline="\n") as file:
-        try:
+    try:
+        with open(partial(path), "w", encoding="utf-8", newline="\n") as file:
             yield lambda record: print(json.dumps(record, ensure_ascii=False), file=file)
-        except KeyboardInterrupt:
-            file.close()
-            partial.replace(path)
-            raise
-        except BaseException:
-            file.close()
-            partial.unlink()
-            raise
-    partial.replace(path)
+    except KeyboardInterrupt:
+        if partial(path).stat().st_size:
+            partial(path).replace(path)
+        raise
+    else:
+        partial(path).replace(path)
+    finally:
+        partial(path).unlink(missing_ok=True)

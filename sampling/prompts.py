@@ -24,7 +24,8 @@ def read_text(path: Path) -> str:
 
 def read_prompts(path: Path) -> list[str]:
     """One prompt for each line that is not empty; of a .jsonl file, its "prompt" or "text"."""
-    lines = [line for line in read_text(path).splitlines() if line.strip()]
+    text = read_text(path).removeprefix("\ufeff")  # with which Windows may start a file
+    lines = [line.removesuffix("\r") for line in text.split("\n") if line.strip()]
     if not lines:
         raise ValueError(f"{path} holds no prompts: write one on each line")
     if path.suffix != ".jsonl":
@@ -35,7 +36,7 @@ def read_prompts(path: Path) -> list[str]:
 def read_record(line: str, where: str) -> str:
     try:
         record = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{where} is not JSON: {error}") from error
     found = record if isinstance(record, dict) else {}
     texts = [found[key] for key in ("prompt", "text") if isinstance(found.get(key), str)]
@@ -46,6 +47,8 @@ def read_record(line: str, where: str) -> str:
 
 def encode_prompt(text: str, tokenizer: Tokenizer, starts_documents: bool) -> list[int]:
     """Token ids of the prompt; of an empty one, whatever starts a text in this dataset."""
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError(f"a prompt must be Unicode text, without half a character: got {text!r}")
     if text:
         return tokenizer.encode(text)
     if starts_documents and tokenizer.end_of_text is not None:

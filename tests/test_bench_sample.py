@@ -55,9 +55,9 @@ def test_each_text_reads_its_own_cache_and_shared_heads_once() -> None:
     few = ModelConfig(
         architecture="modern", n_layer=3, n_embd=32, n_head=4, n_kv_head=2, vocab_size=10
     )
-    assert limits.cache_bytes(few, "bfloat16", 100) == 2 * 3 * 2 * 8 * 100 * 2
-    both = limits.step_bytes(few, "bfloat16", 5, 100)
-    assert both == limits.weight_bytes(few, "bfloat16") + 5 * 2 * 3 * 2 * 8 * 100 * 2
+    cache = GPT(few).bfloat16().new_cache(5, size=128)
+    size = cache.k_LBKSD.element_size()
+    assert limits.cache_bytes(cache, 100) == 5 * 2 * 3 * 2 * 8 * 100 * size
 
 
 def test_bandwidth_is_the_bytes_over_the_median_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,10 +85,10 @@ def test_the_quickstart_that_is_measured_is_its_config() -> None:
 
 def test_a_batch_is_compared_with_one_text_of_the_same_kind() -> None:
     rows = [measured(), measured(batch=8, **{"decode tokens/s": 300.0})]
+    rows += [measured(batch=64, **{"decode tokens/s": 1000.0})]
     rows += [measured(prompt=512, **{"decode tokens/s": 10.0})]
-    assert generation.batches(rows) == [
-        {"model": "tiny", "precision": "float32", "prompt": 16, "batch 8 / 1": 6.0}
-    ]
+    expected: Row = {"model": "tiny", "precision": "float32", "prompt": 16}
+    assert generation.batches(rows) == [expected | {"batch 8 / 1": 6.0, "batch 64 / 1": 20.0}]
 
 
 def test_growth_is_held_against_the_bytes_of_the_longer_cache() -> None:
@@ -180,13 +180,13 @@ def test_a_tiny_model_is_measured_in_every_precision_prompt_and_batch() -> None:
     assert len(tables["longer prompts"]) == 2 * len(kinds)
 
 
-def test_a_flag_that_is_repeated_gathers_its_values() -> None:
+def test_peers_are_given_together_or_one_by_one() -> None:
     given = ["--peer", "nanogpt=a", "--steps=3", "--peer=transformers", "--models", "124M"]
-    expected = ["--steps=3", "--models", "124M", "--peer", "nanogpt=a", "transformers"]
-    assert bench.gathered(given, "--peer") == expected
-    parsed = cli.parse_config(bench.Sample, expected)
-    assert parsed.peer == ("nanogpt=a", "transformers")
-    assert bench.gathered(["--steps=3"], "--peer") == ["--steps=3"]
+    parsed = cli.parse_config(bench.Sample, given)
+    assert (parsed.peer, parsed.steps) == (("nanogpt=a", "transformers"), 3)
+    assert parsed == cli.parse_config(
+        bench.Sample, ["--steps=3", "--peer", "nanogpt=a", "transformers", "--models=124M"]
+    )
 
 
 @pytest.mark.parametrize(

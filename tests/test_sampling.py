@@ -197,12 +197,20 @@ def test_a_token_is_named_as_a_string_or_as_bytes(token: int, shown: str):
         ("a.jsonl", '{"prompt": "a"}\nb\n', "a.jsonl, prompt 2 is not JSON"),
         ("a.jsonl", '{"prompt": ""}', "a.jsonl, prompt 1 must be an object with a text as its"),
         ("a.jsonl", "[1]", "a.jsonl, prompt 1 must be an object"),
+        ("a.jsonl", "[" * 200_000, "a.jsonl, prompt 1 is not JSON"),
     ],
 )
 def test_a_file_without_prompts_is_refused(tmp_path: Path, file: str, text: str, message: str):
     (tmp_path / file).write_text(text)
     with pytest.raises(ValueError, match=message):
         read_prompts(tmp_path / file)
+
+
+def test_prompts_are_divided_at_line_ends_and_nowhere_else(tmp_path: Path):
+    (tmp_path / "a.txt").write_bytes("\ufeffone\x0ctwo\r\n\n three \u2028 \x85\n".encode())
+    assert read_prompts(tmp_path / "a.txt") == ["one\x0ctwo", " three \u2028 \x85"]
+    (tmp_path / "a.jsonl").write_text('{"prompt": "a\u2028b"}\n', encoding="utf-8")
+    assert read_prompts(tmp_path / "a.jsonl") == ["a\u2028b"]
 
 
 # --- Scores ---------------------------------------------------------------------------------------
@@ -267,11 +275,12 @@ def test_a_packed_layer_computes_what_torchs_own_does(rows: int, bias: bool):
 
 @pytest.mark.parametrize("rows", [1, 3, 32, 33])
 @pytest.mark.parametrize("bias", [True, False])
-def test_an_int8_layer_computes_with_rounded_weights(rows: int, bias: bool):
-    linear = nn.Linear(96, 65, bias=bias)
+@pytest.mark.parametrize("channels", [96, 20, 100])  # the kernel takes 16 at once
+def test_an_int8_layer_computes_with_rounded_weights(rows: int, bias: bool, channels: int):
+    linear = nn.Linear(channels, 65, bias=bias)
     bias_O = None if linear.bias is None else linear.bias.detach().clone()
     layer = Int8Linear(linear, torch.bfloat16).to(torch.bfloat16)
-    x = torch.randn(rows, 96).bfloat16()
+    x = torch.randn(rows, channels).bfloat16()
     scale_O = linear.weight.abs().amax(1) / 127
     rounded_OI = (linear.weight / scale_O[:, None]).round() * scale_O[:, None]
     assert (rounded_OI - linear.weight).abs().max() <= scale_O.max() / 2 + 1e-7
