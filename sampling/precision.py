@@ -78,14 +78,16 @@ class Int8Linear(nn.Module):
     def __init__(self, linear: nn.Linear, dtype: torch.dtype) -> None:
         super().__init__()
         # torch's kernel reads 16 channels at once, and beyond the end of a row if it must
-        self.padding = (0, -linear.in_features % 16)
-        weight_OI = F.pad(linear.weight.detach().float(), self.padding)
+        self.padding = -linear.in_features % 16
+        weight_OI = F.pad(linear.weight.detach().float(), (0, self.padding))
         scale_O = weight_OI.abs().amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny) / INT8_MAX
         self.weight_OI = (weight_OI / scale_O[:, None]).round().to(torch.int8)
         self.scale_O, self.bias = scale_O.to(dtype), linear.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = F.pad(x.flatten(0, -2), self.padding)
+        rows = x.flatten(0, -2)
+        if self.padding:
+            rows = F.pad(rows, (0, self.padding))
         if len(rows) <= FEW_ROWS:
             y = torch.ops.aten._weight_int8pack_mm(rows, self.weight_OI, self.scale_O)
         else:

@@ -615,7 +615,7 @@ def test_ctrl_c_keeps_what_was_finished_and_else_the_old_file(
 
 def test_a_model_whose_numbers_are_none_is_refused():
     model = randomised()
-    nn.init.constant_(model.ln_f.weight, math.nan)
+    nn.init.constant_(model.get_parameter("ln_f.weight"), math.nan)
     with pytest.raises(ValueError, match="the model's logits must be finite"):
         generated(model, [1], max_new_tokens=1)
 
