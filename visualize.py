@@ -59,6 +59,8 @@ class VisualizeConfig:
             raise ValueError(f"port must be at most 65535: got {self.port}")
         if self.text and self.text_file is not None:
             raise ValueError("give text or text_file, not both")
+        if self.png and self.png.suffix != ".png":
+            raise ValueError(f"png must be a file that ends in .png: got {self.png}")
         if self.live and (self.png or self.html):
             raise ValueError("give live or files to write, html and png, not both")
 
@@ -147,6 +149,8 @@ def draw_picture(trained: Trained, tokens_1T: Tensor, path: Path) -> None:
     measured = measure(trained.model, trained.probes)
     picture.draw(path, kept.weights_LBHTS[:, 0], names, measured)
     print(f"written to {path}")
+    if len(names) > picture.MOST_NAMED:
+        print(f"More than {picture.MOST_NAMED} tokens: their names have no room beside the maps.")
 
 
 def serve(trained: Trained, tokens_1T: Tensor, port: int) -> None:

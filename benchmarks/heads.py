@@ -20,7 +20,7 @@ from data.stories import GRAMMAR
 from data.tokenizer import Tokenizer
 from model import GPT, attention
 
-PERIODS = (10, 40, 60)  # words before they repeat; of the lists in stories 1 in 200 has 40 words
+PERIODS = (10, 40, 60)  # words before they repeat; in stories 1 list in 1,000 has 40, none 60
 REPEATS = 16  # texts for each score
 NAMED = 0.4  # a head with a mean score above it is named after its kind
 Head = tuple[int, int]  # layer and head

@@ -271,7 +271,7 @@ def test_a_head_that_is_off_changes_the_loss_as_in_the_model(opened: Callable[..
     with switch_off(MODELS[1], 0, 2):
         without = float(losses(MODELS[1], tokens("to be or not to be")).mean())
     assert number(tab, "off") == pytest.approx(without, abs=1e-4)
-    assert len(table(tab, 0)) == 6
+    assert len(table(tab, 0)) == len("to be or not to be") - 1
 
 
 # --- Pointer and keys -----------------------------------------------------------------------------
@@ -348,6 +348,47 @@ def test_heads_stand_side_by_side_as_maps_and_as_lines(opened: Callable[..., Pag
     assert tab.complaints() == []
 
 
+def test_the_keyboard_points_at_a_token_and_stays_on_a_switch(opened: Callable[..., Page]):
+    tab = opened()
+    tab.run("update({ view: 'lines' })")
+    tab.run("document.querySelector('#text [tabindex=\"0\"]').focus()")
+    tab.press("ArrowLeft")
+    assert tab.run("[state.hover.i, state.hover.j, state.row]") == [16, 16, 16]
+    assert tab.run("document.querySelectorAll('#maps svg path').length") < 2 * 18
+    tab.run("document.querySelector('[data-key=viewmap]').focus()")
+    assert tab.run("state.hover") is None
+    for selector in ("[data-key=transposedtrue]", "[data-key=pin]"):
+        tab.run(f"document.querySelector('{selector}').focus()")
+        tab.run("document.activeElement.click()")
+        assert tab.run(f"document.activeElement.matches('{selector}')")
+    assert tab.complaints() == []
+
+
+def test_the_map_is_there_on_a_narrow_screen(opened: Callable[..., Page]):
+    tab = opened(width=910, height=512)
+    assert tab.run("document.querySelector('#maps canvas').cell") > 10
+    assert tab.complaints() == []
+
+
+def test_a_cut_of_one_scene_fits_another(opened: Callable[..., Page]):
+    tab = opened()
+    tab.run("Object.assign(state, { topK: 50, side: 'next' })")
+    tab.run("openScene(scenes[2])")
+    assert number(tab, "truth") > 0
+    assert tab.run("state.topK") == 26
+
+
+def test_the_chosen_key_is_scrolled_into_sight(opened: Callable[..., Page]):
+    tab = opened("to be or not to be, that is the question: whether it is nobler")
+    click_cell(tab, 55, 50)
+    seen = tab.run(
+        "(() => { const row = document.querySelector('.scroll tr.chosen').getBoundingClientRect();"
+        " const box = document.querySelector('.scroll:has(tr.chosen)').getBoundingClientRect();"
+        " return row.top >= box.top && row.bottom <= box.bottom; })()"
+    )
+    assert seen
+
+
 # --- Live -----------------------------------------------------------------------------------------
 
 
@@ -360,11 +401,16 @@ def test_what_is_typed_is_shown_and_only_the_own_server_is_asked(browser: Page):
         own = f"http://127.0.0.1:{server.server_port}/"
         browser.messages.clear()
         browser.open(own)
-        browser.click("form input")
+        browser.click("form textarea")
         browser.type("after <b>")
         browser.wait("document.querySelectorAll('#text .token').length === 9")
         assert text_of(browser, "#text .token:nth-child(7)") == "<"
         assert browser.run("document.activeElement.value") == "after <b>"
+        browser.run("update({ pinned: [state.panel] })")
+        browser.type("\n")
+        browser.wait("document.querySelectorAll('#text .token').length === 10")
+        assert text_of(browser, "#text .token:nth-child(10)") == "↵"
+        assert browser.run("state.pinned[0] === state.panel")
         browser.run("typed.select()")
         browser.ask(
             "Input.dispatchKeyEvent", type="keyDown", key="Backspace", windowsVirtualKeyCode=8

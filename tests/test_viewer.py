@@ -3,6 +3,7 @@
 import base64
 import json
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -429,7 +430,8 @@ def test_the_page_names_no_other_host_and_fits_its_budget():
         html = page.build([], live)
         assert "http:" not in html
         assert "https:" not in html
-        assert "//" not in html.replace("// ", "").replace("\n//", "")
+        without_hashes = re.sub("'sha256-[^']+'", "", html)
+        assert "//" not in without_hashes.replace("// ", "").replace("\n//", "")
         assert ("fetch(" in html) is live
         assert "innerHTML" not in html
         assert len(html.encode()) <= 40_300  # 40 kB of ours, and the policy with its hashes

@@ -2,6 +2,7 @@
 
 import json
 import socket
+import struct
 import sys
 import threading
 import time
@@ -132,6 +133,7 @@ def test_a_page_and_a_picture_are_written_together(script: Script, tmp_path: Pat
         (["--text_file=nowhere.txt"], "nowhere.txt: No such file or directory"),
         (["--live", "--png=a.png"], "give live or files to write, html and png, not both"),
         (["--live", "--html=a.html"], "give live or files to write, html and png, not both"),
+        (["--text=a", "--png=a.txt"], "png must be a file that ends in .png: got a.txt"),
         (["--port=65536"], "port must be at most 65535: got 65536"),
         (["--port=-1"], "port must be at least 0: got -1"),
         (["--text=a", "--html=/dev/null/a.html"], "/dev/null/a.html cannot be written"),
@@ -208,7 +210,9 @@ def test_a_text_is_answered_with_json_in_which_no_tag_can_begin(server: LiveServ
     assert headers["X-Content-Type-Options"] == "nosniff"
 
 
-@pytest.mark.parametrize("data", [b'{"text": ""}', b"{", b"[]", b"{}", b"\xff"])
+@pytest.mark.parametrize(
+    "data", [b'{"text": ""}', b'{"text": 5}', b"{", b"[]", b"{}", b"\xff", b"x" * 100_001]
+)
 def test_a_bad_text_is_answered_with_a_sentence(server: LiveServer, data: bytes):
     status, text, _ = ask(server.server_port, data)
     assert status == 400
@@ -225,7 +229,26 @@ def test_pages_of_other_sites_are_refused(server: LiveServer, headers: dict[str,
 
 def test_there_is_nothing_but_the_page(server: LiveServer):
     assert ask(server.server_port, path="/etc/passwd")[0] == 404
-    assert ask(server.server_port, b"x" * 100_001)[0] == 403
+
+
+def test_browsers_that_do_not_name_the_usual_port_are_answered(
+    server: LiveServer, monkeypatch: pytest.MonkeyPatch
+):
+    assert ask(server.server_port, headers={"Host": "127.0.0.1"})[0] == 403
+    monkeypatch.setattr(server, "server_port", 80)
+    assert server.hosts == {"127.0.0.1", "localhost", "127.0.0.1:80", "localhost:80"}
+
+
+def test_a_request_that_is_none_and_a_reader_that_has_gone_are_borne(
+    server: LiveServer, capfd: pytest.CaptureFixture[str]
+):
+    status, text, _ = ask(server.server_port, b"a", headers={"Content-Length": "abc"})
+    assert (status, list(json.loads(text))) == (400, ["error"])
+    with socket.create_connection(("127.0.0.1", server.server_port)) as gone:
+        gone.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        gone.sendall(f"GET / HTTP/1.0\r\nHost: localhost:{server.server_port}\r\n\r\n".encode())
+    assert ask(server.server_port)[0] == 200
+    assert capfd.readouterr().err == ""
 
 
 def test_the_script_serves_a_page_and_answers_what_is_typed(trained: Path, tmp_path: Path):

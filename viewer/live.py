@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from viewer.page import as_json
@@ -10,6 +11,7 @@ from viewer.payload import Json
 
 LOOPBACK = "127.0.0.1"
 MOST_BYTES = 100_000  # of a text
+HTTP = 80  # the port that browsers do not name
 
 
 class LiveServer(ThreadingHTTPServer):
@@ -33,7 +35,9 @@ class LiveServer(ThreadingHTTPServer):
 
     @property
     def hosts(self) -> set[str]:
-        return {f"{name}:{self.server_port}" for name in (LOOPBACK, "localhost")}
+        names = {LOOPBACK, "localhost"}
+        with_port = {f"{name}:{self.server_port}" for name in names}
+        return with_port | names if self.server_port == HTTP else with_port
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -51,17 +55,28 @@ class Handler(BaseHTTPRequestHandler):
             self.reply(404, "text/plain", "only / is here")
 
     def do_POST(self) -> None:
-        size = int(self.headers["Content-Length"] or 0)
-        if not self.is_ours() or not 0 < size <= MOST_BYTES:
-            self.reply(403, "text/plain", "another host, or too long a text")
+        if not self.is_ours():
+            self.reply(403, "text/plain", "another host")
             return
         try:
-            text = json.loads(self.rfile.read(size))["text"]
+            text = self.typed()
             with self.live.one_at_a_time:
                 scene = self.live.answer(text)
             self.reply(200, "application/json", as_json(scene))
-        except (ValueError, KeyError, TypeError) as error:
+        except ValueError as error:
             self.reply(400, "application/json", as_json({"error": str(error)}))
+
+    def typed(self) -> str:
+        size = max(0, int(self.headers["Content-Length"] or 0))
+        body = self.rfile.read(size)
+        if size > MOST_BYTES:
+            raise ValueError(f"the text has {size:,} bytes, and may have {MOST_BYTES:,}")
+        asked = json.loads(body)
+        if not isinstance(asked, dict) or not isinstance(asked.get("text"), str):
+            raise ValueError('{"text": ...} must be asked')
+        if not asked["text"]:
+            raise ValueError("the text is empty: type one")
+        return asked["text"]
 
     def is_ours(self) -> bool:
         """Refuse pages of other sites, also those whose name was made to point to this machine."""
@@ -76,8 +91,9 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.send_header("Cache-Control", "no-store")
         self.send_header("X-Content-Type-Options", "nosniff")
-        self.end_headers()
-        self.wfile.write(body)
+        with suppress(ConnectionError):  # who asked may have gone
+            self.end_headers()
+            self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
         """Stay silent: a line for each key that is pressed helps nobody."""

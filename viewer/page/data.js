@@ -1,5 +1,5 @@
 "use strict";
-// What the page was given, and the state of what is looked at.
+// What the page was given, and what of it is looked at.
 
 const $ = (id) => document.getElementById(id);
 const scenes = JSON.parse($("data").textContent).map(prepare);
@@ -80,7 +80,7 @@ function show(number, digits) {
 
 const signed = (number, digits = 3) => (number > 0 ? "+" : "") + show(number, digits);
 
-// Rows of texts or elements; the rows number `chosen` and `total` stand out
+// Rows of texts or elements; rows `chosen` and `total` stand out
 function table(head, rows, chosen = -1, total = -1) {
   const line = (tag) => (cells, n) => el("tr", { className: n === chosen ? "chosen" : n === total ? "sum" : "" },
     ...cells.map((cell) => el(tag, {}, cell)));

@@ -3,7 +3,7 @@
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 const rgb = (hex) => [1, 3, 5].map((n) => parseInt(hex.slice(n, n + 2), 16));
 const pixel = ([r, g, b]) => (255 << 24) | (b << 16) | (g << 8) | r;
-const inkOn = ([r, g, b]) => (0.3 * r + 0.6 * g + 0.1 * b > 140 ? "#111" : "#fff");
+const inkOn = ([r, g, b]) => (0.3 * r + 0.6 * g + 0.1 * b > 110 ? "#111" : "#fff");
 
 // 256 colours from weight 0 to weight 1, of all heads; square roots let weak weights show
 let colours, pixels, masked;
@@ -26,7 +26,6 @@ function paint(width, height, cells) {
   return canvas;
 }
 
-// Call `visit` for each cell, row by row
 function visitCells(panel, visit) {
   const [down, across] = sides(panel);
   for (let y = 0; y < down.length; y++)
@@ -36,7 +35,6 @@ function visitCells(panel, visit) {
     }
 }
 
-// One pixel a cell
 function bitmap(panel) {
   const [down, across] = sides(panel), cells = [];
   visitCells(panel, (w, hidden) => cells.push(hidden ? masked : pixels[level(w)]));
@@ -50,7 +48,6 @@ const LEFT = 84, TOP = 76; // what names need beside a map
 
 const short = (name, most) => (name.length > most ? `${name.slice(0, most - 1)}…` : name);
 
-// The side of a cell, so that the map fits
 function cellSize(panel, width, height) {
   const [down, across] = sides(panel);
   return Math.min(88, (width - LEFT - 2) / across.length, (height - TOP - 2) / down.length);
@@ -117,7 +114,7 @@ function drawLines(panel, width, height) {
       const w = weight(panel, i, j), asks = !at || i === at.i;
       if (w < FAINT || !(asks || j === at.j)) continue;
       const d = `M${from} ${y(i)}C${half} ${y(i)} ${half} ${y(j)} ${to} ${y(j)}`;
-      lines.push(svg("path", { d, "stroke-opacity": Math.sqrt(w), class: asks ? "" : "seen" }));
+      lines.push(svg("path", { d, "stroke-opacity": Math.sqrt(w), class: asks ? "accent" : "seen" }));
     }
   const names = (list, x, anchor, point) => list.map((name, n) => {
     const text = svg("text", { x, y: y(n) + 4, "text-anchor": anchor }, short(name, 15));

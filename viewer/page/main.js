@@ -4,7 +4,7 @@ const ARROWS = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], Arrow
 const badge = (label) => label[0].toUpperCase();
 const inside = (n, length) => Math.max(0, Math.min(length - 1, n));
 
-// Tab reaches the chosen one of a group, arrow keys the others: `go` gets their step down and right
+// Tab reaches the chosen one of a group; arrow keys call `go` with a step down and right
 function member(key, isChosen, go, properties) {
   const onkeydown = (event) => {
     if (!ARROWS[event.key]) return;
@@ -32,16 +32,19 @@ function choosePanel(panel) {
   update({ panel, row: inside(state.row, queries.length), column: inside(state.column, keys.length) });
 }
 
-function openScene(scene, n = 0) {
-  const { frames } = scene, frame = frames.at(-1), panel = frame.panels[n] ?? frame.panels[0];
-  Object.assign(state, { scene, frame, panel, pinned: [] });
-  const film = el("input", { type: "range", min: 0, max: frames.length - 1, value: frames.length - 1, ariaLabel: "checkpoint" });
-  film.oninput = () => {
-    const next = frames[film.value], at = (old) => next.panels[state.frame.panels.indexOf(old)];
-    update({ frame: next, panel: at(state.panel), pinned: state.pinned.map(at) });
-  };
+// Another checkpoint, with the heads that were in view
+function turnTo(frame) {
+  const at = (old) => frame.panels[state.frame.panels.indexOf(old)];
+  return { frame, panel: at(state.panel), pinned: state.pinned.map(at) };
+}
+
+function openScene(scene, n = -1) {
+  const { frames } = scene, frame = frames[n] ?? frames.at(-1), max = frames.length - 1;
+  Object.assign(state, n < 0 ? { frame, panel: frame.panels[0], pinned: [] } : turnTo(frame), { scene });
+  const film = el("input", { type: "range", min: 0, max, value: frames.indexOf(frame), ariaLabel: "checkpoint",
+    oninput: () => update(turnTo(frames[film.value])) });
   $("film").replaceChildren(...(frames.length > 1 ? [el("label", {}, el("span", { id: "step" }), film)] : []));
-  choose(panel.axis.queries.length - 1);
+  choose(state.panel.axis.queries.length - 1);
 }
 
 function hover(at) {
@@ -81,8 +84,9 @@ function renderText() {
     axis.self ? null : el("small", {}, `${kind} `),
     ...names.flatMap((name, n) => {
       const pick = (to) => (kind === "keys" ? update({ column: inside(to, names.length) }) : choose(inside(to, length)));
+      const [on, off] = [() => hover(point(n)), () => hover(null)];
       const properties = { className: "token", role: "button", data: { kind, n }, title: `position ${n}${ids ? `, token ${ids[n]}` : ""}`,
-        onclick: () => pick(n), onpointerenter: () => hover(point(n)), onpointerleave: () => hover(null) };
+        onclick: () => pick(n), onpointerenter: on, onfocus: on, onpointerleave: off, onblur: off };
       const chosen = kind === "keys" ? state.column : state.row;
       const token = el("span", member(kind, n === chosen, (down, right) => pick(chosen + down + right), properties), name);
       return name.includes("↵") ? [token, el("br", {})] : token;
@@ -145,13 +149,13 @@ function renderLegend() {
 function renderBar() {
   const { scene, frame, panel, view, transposed, pinned } = state;
   const choice = (key, chosen, options) => el("span", { className: "switch" }, ...options.map(([value, name, title = ""]) =>
-    el("button", { title, ariaPressed: value === chosen, onclick: () => update({ [key]: value }) }, name)));
+    el("button", { title, data: { key: key + value }, tabIndex: 0, ariaPressed: value === chosen, onclick: () => update({ [key]: value }) }, name)));
   if ($("step")) $("step").textContent = `step ${frame.step}`;
   $("bar").replaceChildren(el("h2", {}, panel.name),
     ...(panel.label ? [el("span", { className: "tag" }, scene.scores[panel.label][0])] : []),
     choice("view", view, [["map", "map"], ["lines", "lines"]]),
     choice("transposed", transposed, [[false, "rows ask", "as in code"], [true, "columns ask", "as 3Blue1Brown draws it"]]),
-    el("button", { className: "switch",
+    el("button", { className: "switch", data: { key: "pin" }, tabIndex: 0,
       ariaPressed: pinned.includes(panel), onclick: () => pin(panel) }, "side by side"));
 }
 
@@ -196,7 +200,7 @@ function renderSide() {
   box.replaceChildren(...SIDES[state.side][2]());
   box.scrollTop = box.dataset.side === state.side ? top : 0;
   box.dataset.side = state.side;
-  for (const line of box.querySelectorAll(".scroll .chosen")) line.closest(".scroll").scrollTop = line.offsetTop - line.offsetParent.offsetTop - 60;
+  for (const line of box.querySelectorAll(".scroll .chosen")) line.closest(".scroll").scrollTop = line.offsetTop - 60;
 }
 
 readColours();

@@ -2,8 +2,8 @@
 
 // What would be drawn from at a position: temperature, then top-k, then top-p
 function distribution(frame, at) {
-  const { temperature, topK, topP, scene } = state, rows = frame.truth.length, rank = frame.ranks[at];
-  const logits = row(frame, "logits", at, rows), sums = row(frame, "sums", at, rows), { temperatures } = scene;
+  const { temperature, topK, topP, scene: { temperatures } } = state, rows = frame.truth.length, rank = frame.ranks[at];
+  const logits = row(frame, "logits", at, rows), sums = row(frame, "sums", at, rows);
   const chance = (z) => Math.exp(z / temperature - sums[temperatures.indexOf(temperature)]);
   const chances = logits.map(chance), truth = sums[temperatures.indexOf(1)] - tensor(frame, "losses")[at];
   let kept = topK ? logits.filter((z) => z >= logits[topK - 1]).length : logits.length;
@@ -15,7 +15,7 @@ function distribution(frame, at) {
     kept = n;
   }
   const isCut = (n) => (topK > 0 || topP < 1) && n >= kept;
-  return { kept, chances: chances.map((c, n) => (isCut(n) ? 0 : c / mass)), truth: isCut(rank) ? 0 : chance(truth) / mass };
+  return { kept, chances: chances.map((c, n) => (isCut(n) ? 0 : c / mass)), truth: !isCut(rank) ? chance(truth) / mass : topK || kept < chances.length ? 0 : NaN };
 }
 
 function meter(value, most, tick = null) {
@@ -25,20 +25,19 @@ function meter(value, most, tick = null) {
 }
 
 function slider(name, key, min, max, step, redraw) {
-  const output = el("output", {}), input = el("input", { type: "range", min, max, step, value: state[key], ariaLabel: name });
-  const shown = () => (output.textContent = state[key] || "all");
+  const output = el("output", {}, state[key] || "all");
+  const input = el("input", { type: "range", min, max, step, value: state[key], ariaLabel: name });
   input.oninput = () => {
-    state[key] = Number(input.value);
-    shown();
+    output.textContent = (state[key] = Number(input.value)) || "all";
     redraw();
   };
-  shown();
   return el("label", {}, el("span", {}, name), input, output);
 }
 
 function nextSide() {
   const { frame, row: at, panel } = state, bars = el("div", {}), truth = frame.truth[at], rank = frame.ranks[at];
   const listed = tensor(frame, "logits").length / frame.truth.length;
+  state.topK = Math.min(state.topK, listed);
   const redraw = () => {
     const found = distribution(frame, at), isAll = found.kept === listed && !state.topK;
     bars.replaceChildren(
@@ -46,7 +45,7 @@ function nextSide() {
         el("span", { className: k === rank ? "right" : "" }, name + (k === rank ? "  ✓" : "")),
         meter(found.chances[k], 1), show(found.chances[k])])),
       note(isAll ? "" : `${found.kept} tokens can be drawn.`),
-      truth === null ? p("The text ends here.") : p("Right is ", b(quoted(truth)), `, the model's number ${rank + 1}: probability `,
+      truth === null ? p("The page ends here.") : p("Right is ", b(quoted(truth)), `, the model's number ${rank + 1}: probability `,
         b(show(found.truth), "truth"), ", loss ", b(show(tensor(frame, "losses")[at]), "loss"), " nats."));
   };
   redraw();
@@ -82,9 +81,8 @@ const tint = (change, most) => ({ background: `color-mix(in srgb, var(--${change
 function offSide() {
   const { panel, frame, scene } = state, { queries } = panel.axis, costs = [...tensor(panel, "costs")];
   const largest = (changes) => Math.max(0.05, ...changes.map(Math.abs)), losses = tensor(frame, "losses");
-  const chips = costs.map((change, n) => el("span", { className: "token", title: `${signed(change)} nats`,
-    style: tint(change, largest(costs)) }, queries[n + 1]));
-  const worst = range(costs.length).sort((m, n) => Math.abs(costs[n]) - Math.abs(costs[m])).slice(0, 6);
+  const chips = costs.map((change, n) => el("span", { className: "token", style: tint(change, largest(costs)) }, queries[n + 1]));
+  const worst = range(costs.length).sort((m, n) => Math.abs(costs[n]) - Math.abs(costs[m]));
   const means = frame.panels.map((other) => mean([...tensor(other, "costs")]));
   const heads = scene.rows.map((name, layer) => el("tr", {}, el("td", {}, name), ...frame.panels.flatMap((other, n) =>
     other.row !== layer ? [] : el("td", { style: { ...tint(means[n], largest(means)), fontWeight: other === panel ? 700 : 400 } },
@@ -95,8 +93,8 @@ function offSide() {
     note(`On text that it wrote: ${signed(panel.worth[0])}; on a copy of random tokens: ${signed(panel.worth[1])}.`),
     el("div", { className: "strip" }, el("span", { className: "token soft" }, queries[0]), ...chips),
     note(swatch("worse", "harder to predict"), swatch("better", "easier")),
-    table(["most changed", "with", "without", "change"], worst.map((n) =>
-      [`${n + 1} ${queries[n + 1]}`, show(losses[n], 3), show(losses[n] + costs[n], 3), signed(costs[n])])),
+    scroll(table(["most changed", "with", "without", "change"], worst.map((n) =>
+      [`${n + 1} ${queries[n + 1]}`, show(losses[n], 3), show(losses[n] + costs[n], 3), signed(costs[n])]))),
     heading("Mean change without each head"),
     el("table", { className: "dense" }, ...heads),
   ];
