@@ -35,7 +35,7 @@ function numbersSide() {
     heading(scale === 1 ? "2 No scale in this example" : "2 Divide by √d: longer vectors have larger products"),
     equation(`s = ${show(product)} / ${scale === 1 ? 1 : `√${d}`} = `, named("score", score)),
     heading("3 Mask"),
-    equation(hidden ? "The key comes after the query: s = −∞." : causal ? "It is not after the query: s stays." : "None."),
+    equation(hidden ? "The key comes after the query: s = −∞." : causal ? "The key is not later: s stays." : "None."),
     heading("4 Exponential, and its sum over all keys"),
     equation(`e^${hidden ? "−∞" : show(score)} = `, named("exponential", e)),
     scroll(table(["key", "s", "e^s", "weight"], asked, j)),
