@@ -107,11 +107,11 @@ class Measurement:
     def read(self) -> tuple[float, Decoder]:
         """Median time to the first tokens, and the texts as they are then."""
         taken: list[float] = []
-        decoder = self.start()
-        while len(taken) < READS and sum(taken) < READ_SECONDS:
+        while True:
             decoder = self.start()
             taken.append(seconds(decoder.step, decoder.device))
-        return statistics.median(taken), decoder
+            if len(taken) == READS or sum(taken) >= READ_SECONDS:
+                return statistics.median(taken), decoder
 
     def start(self) -> Decoder:
         config = self.model.config

@@ -7,18 +7,18 @@ repeats after 20. So induction is scored at several periods, and each head besid
 import contextlib
 import itertools
 from collections.abc import Iterator
-from unittest import mock
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.table import Row, Tables
 from data.loader import Dataset
 from data.stories import GRAMMAR
 from data.tokenizer import Tokenizer
-from model import GPT, attention
+from model import GPT
+from viewer.record import record, switch_off
 
 PERIODS = (10, 40, 60)  # words before they repeat; in stories 1 list in 1,000 has 40, none 60
 REPEATS = 16  # texts for each score
@@ -81,19 +81,9 @@ def repeated_words(tokenizer: Tokenizer) -> dict[int, Tensor]:
     return copies
 
 
-@torch.no_grad()
 def weights_of(model: GPT, tokens_BT: Tensor) -> Tensor:
     """The attention weights of all heads: (L, B, H, T, S)."""
-    layers: list[Tensor] = []
-
-    def watched(*qkv: Tensor, **how: bool) -> tuple[Tensor, Tensor]:
-        y_BHTD, weights_BHTS = attention(*qkv, **how)
-        layers.append(weights_BHTS)
-        return y_BHTD, weights_BHTS
-
-    with mock.patch("model.attention", watched):
-        model(tokens_BT)
-    return torch.stack(layers)
+    return record(model, tokens_BT).weights_LBHTS
 
 
 def previous_scores(weights_LBHTS: Tensor) -> Tensor:
@@ -117,15 +107,7 @@ def copy_loss(model: GPT, tokens_BT: Tensor, period: int) -> float:
 @contextlib.contextmanager
 def without(model: GPT, heads: list[Head]) -> Iterator[None]:
     """Set the output of some heads to 0 meanwhile."""
-    D = model.config.head_dim
     with contextlib.ExitStack() as hooks:
         for layer, head in heads:
-
-            def remove(_: nn.Module, inputs: tuple[Tensor], first: int = head * D) -> Tensor:
-                y_BTC = inputs[0].clone()
-                y_BTC[..., first : first + D] = 0
-                return y_BTC
-
-            c_proj = model.get_submodule(f"blocks.{layer}.attn.c_proj")
-            hooks.callback(c_proj.register_forward_pre_hook(remove).remove)
+            hooks.enter_context(switch_off(model, layer, head))
         yield

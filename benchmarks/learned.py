@@ -6,7 +6,6 @@ Prints the tables of `bench.py stories` as one JSON object.
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -39,9 +38,9 @@ def measure(config: StoriesBench) -> Tables:
 
 
 def load(out_dir: Path) -> GPT:
-    """Rebuild the model of a run, so that its attention can be watched."""
+    """Rebuild the model of a run."""
     state = checkpoint.load(out_dir, "best")
-    model = GPT(replace(ModelConfig(**state["model_config"]), attention="explicit"))
+    model = GPT(ModelConfig(**state["model_config"]))
     model.load_state_dict(state["model"])
     return model.eval()
 

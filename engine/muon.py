@@ -50,7 +50,8 @@ class Muon:
             mean.lerp_(gradient, 1 - self.momentum)
             ahead = gradient.lerp(mean, self.momentum)  # where the mean is heading (Nesterov)
             p.mul_(1 - rate * self.group.weight_decay)
-            for pair in zip(p.split(rows := parts(name, p)), ahead.split(rows), strict=True):
+            rows = parts(name, p)
+            for pair in zip(p.split(rows), ahead.split(rows), strict=True):
                 by_shape[pair[0].shape].append(pair)
         for shape, pairs in by_shape.items():
             updates = orthogonalize(torch.stack([direction for _, direction in pairs]), self.dtype)

@@ -8,11 +8,12 @@ import os
 import random
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -71,6 +72,15 @@ def write_dataset(folder: Path, tokenizer: Any = "char", letters: str = "aeionrs
     return out
 
 
+def write_stories(folder: Path, n: int) -> Path:
+    """Prepare a dataset of `n` stories in `folder`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("data.stories.N_STORIES", n)
+        patch.setattr("data.stories.PATH", folder / "stories.jsonl")
+        prepare(PrepareConfig(sources=("stories",), out=folder / "dataset"))
+    return folder / "dataset"
+
+
 def write_tiny(folder: Path) -> Path:
     """Write the config of a run of under a second, with its dataset beside it."""
     (folder / "tiny.toml").write_text(TINY.format(dataset=write_dataset(folder)))
@@ -93,6 +103,17 @@ def train_here(config: Path, out_dir: Path, *flags: str) -> None:
     parsed = cli.parse_config(train.TrainConfig, [str(config), f"--out_dir={out_dir}", *flags])
     with signal_handlers_kept():
         train.train(parsed, World(torch.device("cpu")), StopRequest())
+
+
+def run_here(main: Callable[[], None], name: str, *flags: object) -> int:
+    """Run a script in this process; return its exit code."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [name, *map(str, flags)])
+        try:
+            cli.run(main)
+        except SystemExit as stop:
+            return int(stop.code or 0)
+    return 0
 
 
 def start(script: str, *arguments: object, output: Path, **environment: str) -> BaseProcess:

@@ -13,7 +13,7 @@ from benchmarks.stories import StoriesBench
 from data.loader import Dataset
 from data.prepare import PrepareConfig, prepare
 from data.tokenizer import ByteTokenizer, Tokenizer
-from helpers import REPOSITORY, TINY, train_here
+from helpers import REPOSITORY, TINY, train_here, write_stories
 from model import GPT, ModelConfig
 
 PERIOD = 5
@@ -98,11 +98,7 @@ def test_a_split_is_cut_before_each_end_of_text():
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with few stories in `dataset`, and a model that was hardly trained in `run`."""
     folder = tmp_path_factory.mktemp("stories")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("data.stories.N_STORIES", 800)
-        patch.setattr("data.stories.PATH", folder / "stories.jsonl")
-        prepare(PrepareConfig(sources=("stories",), out=folder / "dataset"))
-    (folder / "tiny.toml").write_text(TINY.format(dataset=folder / "dataset"))
+    (folder / "tiny.toml").write_text(TINY.format(dataset=write_stories(folder, 800)))
     train_here(folder / "tiny.toml", folder / "run", "--max_steps=1", "--model.context_length=192")
     return folder
 

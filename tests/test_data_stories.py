@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from data.loader import Dataset
-from data.prepare import PrepareConfig, prepare
 from data.stories import GRAMMAR, PRONOUN, SLOT, Grammar, Options, Story, generate
-from helpers import TINY, train_here, write_dataset
+from helpers import TINY, train_here, write_dataset, write_stories
 
 Rules = dict[str, Options]
 Names = tuple[tuple[str, str], ...]
@@ -149,12 +148,7 @@ def test_repeated_words_differ_and_begin_and_end_anywhere():
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dataset of few stories."""
-    folder = tmp_path_factory.mktemp("stories")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("data.stories.N_STORIES", 1200)
-        patch.setattr("data.stories.PATH", folder / "stories.jsonl")
-        prepare(PrepareConfig(sources=("stories",), out=folder / "dataset"))
-    return folder / "dataset"
+    return write_stories(tmp_path_factory.mktemp("stories"), 1200)
 
 
 def test_a_dataset_has_the_entropy_of_its_own_stories(prepared: Path):

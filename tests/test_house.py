@@ -40,7 +40,7 @@ LIBRARIES = {  # what a room may import besides torch, numpy and the standard li
 KNOWS = {  # data, engine and the model know no other room
     "sampling": {"data", "engine", "model"},
     "viewer": {"model"},
-    "benchmarks": {"data", "engine", "model", "sampling"},
+    "benchmarks": {"data", "engine", "model", "sampling", "viewer"},
 }
 BUDGETS = {"model": 460, "train": 250, "sample": 260}
 BLOCKS = (ast.For, ast.While, ast.If, ast.With, ast.Try, ast.Match)

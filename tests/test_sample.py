@@ -19,8 +19,8 @@ from torch import Tensor, nn
 import model as model_file
 import sample
 from data.tokenizer import ByteTokenizer, CharTokenizer, Tokenizer
-from engine import checkpoint, cli
-from helpers import REPOSITORY, train_here, write_tiny
+from engine import checkpoint
+from helpers import REPOSITORY, run_here, train_here, write_tiny
 from model import GPT, KVCache, ModelConfig
 from sample import SampleConfig, grow, write_samples
 from sampling.choose import Drawn, distribution
@@ -391,19 +391,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def script(
-    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Script:
+def script(trained: Path, capsys: pytest.CaptureFixture[str]) -> Script:
     """Run sample.py on the trained model; return its exit code, output and error."""
 
     def run(*flags: object) -> tuple[int, str, str]:
-        arguments = [f"--out_dir={trained}", "--max_new_tokens=20", *map(str, flags)]
-        monkeypatch.setattr(sys, "argv", ["sample.py", *arguments])
-        code = 0
-        try:
-            cli.run(sample.main)
-        except SystemExit as stop:
-            code = int(stop.code or 0)
+        settings = (f"--out_dir={trained}", "--max_new_tokens=20", *flags)
+        code = run_here(sample.main, "sample.py", *settings)
         said = capsys.readouterr()
         return code, said.out, said.err
 

@@ -3,7 +3,6 @@
 import json
 import socket
 import struct
-import sys
 import threading
 import time
 import urllib.error
@@ -15,8 +14,8 @@ from typing import Any
 import pytest
 
 import visualize
-from engine import checkpoint, cli
-from helpers import finish, start, train_here, write_tiny
+from engine import checkpoint
+from helpers import finish, run_here, start, train_here, write_tiny
 from viewer.live import LiveServer
 
 TEXT = "no sé… toma"
@@ -32,18 +31,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def script(
-    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Script:
+def script(trained: Path, capsys: pytest.CaptureFixture[str]) -> Script:
     """Run visualize.py on the trained model; return its exit code, output and error."""
 
     def run(*flags: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["visualize.py", f"--out_dir={trained}", *map(str, flags)])
-        code = 0
-        try:
-            cli.run(visualize.main)
-        except SystemExit as stop:
-            code = int(stop.code or 0)
+        code = run_here(visualize.main, "visualize.py", f"--out_dir={trained}", *flags)
         said = capsys.readouterr()
         return code, said.out, said.err
 
