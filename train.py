@@ -1,4 +1,4 @@
-"""Train a GPT from scratch: read `train` from top to bottom, and each name in it is a file.
+"""Train a GPT from scratch. Read `train` from top to bottom: it tells the story of a run.
 
 python train.py config/quickstart.toml --resume               # go on where it stopped
 torchrun --nproc-per-node=8 train.py config/gpt2_124m.toml    # eight GPUs
@@ -15,14 +15,18 @@ from torch import Tensor, nn
 
 import sample
 from data.bigram import bigram_loss
-from data.loader import Batches, DataConfig, Dataset, eval_batches
+from data.loader import Batches, DataConfig, Dataset, Windows, eval_batches
 from engine import checkpoint, cli, parallel, recipe, report, resume
-from engine.evaluate import evaluate
-from engine.metrics import Metrics, check_finite
-from engine.optim import OptimConfig, Optimizer, build_optimizers, schedule
-from engine.parallel import DeviceName, Precision, Prefetch, StopRequest, World
+from engine.attend import choose_attention
+from engine.device import DeviceName, HostCopy, Precision, Prefetch, choose_precision
+from engine.loss import LossModel, evaluate
+from engine.metrics import Metrics, Update
+from engine.optim import OptimConfig, Optimizer, build_optimizers, clip_gradients, schedule
+from engine.parallel import StopRequest, World
+from engine.resume import Progress
 from engine.wandb_run import WandbMode, start_wandb
 from model import GPT, ModelConfig
+from sampling.load import load_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,27 +38,27 @@ class TrainConfig:
     resume: bool = False
     """Go on from the last checkpoint in out_dir."""
     seed: int = 1337
-    """Of the weights, the order of the data, and dropout."""
+    """Random seed for weights, data order and dropout."""
     max_steps: int = 0
-    """Number of optimizer updates; 0 for as many as suit the model and the dataset."""
+    """Number of optimizer updates; 0 plans a number that suits the model and the dataset."""
     batch_size: int = 0
-    """Sequences per update, over all devices; 0 for as many as suit the run."""
+    """Sequences per update, over all devices; 0 plans a number that suits the run."""
     micro_batch_size: int = 0
-    """Sequences per pass on one device: fits memory, not the result; 0 for all of its share."""
+    """Sequences per pass on one device, 0 for its share; affects memory, and dropout's masks."""
     eval_every: int = 250
-    """Steps between evaluations; each also saves a checkpoint."""
+    """Number of steps between evaluations, each of which also saves a checkpoint."""
     keep_every: int = 0
-    """Keep the checkpoint of every so many steps, from step 0, to watch it learn; 0 for none."""
+    """Keep the checkpoint of every so many steps, from step 0, to watch it learn; 0 keeps none."""
     eval_tokens: int = 0
-    """Evaluate on the first so many tokens of the validation split; 0 for all of it."""
+    """Evaluate on this many first tokens of the validation split; 0 takes all of it."""
     samples: int = 2
-    """Texts to print at the end, after loss.png is drawn; 0 for neither."""
+    """Samples to print at the end; 0 also skips loss.png."""
     device: DeviceName = "auto"
-    """Where to train; auto takes the best that is here."""
+    """Device to train on; auto takes the best that is here."""
     precision: Precision = "auto"
-    """Of the matrix products (weights stay float32); auto is bfloat16 where hardware has it."""
+    """Type of the matrix products (weights stay float32); auto takes bfloat16 if that is faster."""
     compile: bool = False
-    """Fuse operations by torch.compile: slower to start, then faster."""
+    """Fuse operations by torch.compile: the start is slower, the steps are faster."""
     wandb: WandbMode = "off"
     """Log to wandb: online (if logged in), offline (to sync later), or off."""
 
@@ -76,54 +80,28 @@ class Run:
     world: World
     stop: StopRequest
     dataset: Dataset
-    window: dict[str, int]  # what this process reads of it
-    model: GPT
-    replica: nn.Module  # the model, or its wrapper that averages gradients over processes
+    batches: Batches
+    model: GPT  # what is saved
+    loss_model: LossModel  # what is evaluated
+    replica: nn.Module  # what is trained: in it, all processes average their gradients
     optimizers: list[Optimizer]
-    step: int = 0  # finished updates
-    best_val_loss: float = math.inf
-    elapsed_seconds: float = 0.0  # before this process
-    metrics: Metrics = field(init=False)
-
-    @property
-    def micro_batch_size(self) -> int:
-        share = self.config.batch_size // self.world.size
-        return min(self.config.micro_batch_size or share, share)
+    log: Metrics
+    progress: Progress
 
 
-def train(config: TrainConfig, world: World, stop: StopRequest) -> None:
-    """The whole run."""
-    # Data
-    dataset = Dataset.open(config.data.path)
-    vocab_size = dataset.fitting_vocab_size(config.model.vocab_size)
-    model_config = replace(config.model, vocab_size=vocab_size)
-    config = replace(config, model=model_config, precision=world.precision(config.precision))
-    window = {"vocab_size": dataset.vocab_size, "context_length": config.model.context_length}
-    window |= {"rank": world.rank, "world_size": world.size}
-    train_T = dataset.tokens("train")
-
-    # Model: built the same in every process, then compiled, then replicated
-    torch.manual_seed(config.seed)
-    model = GPT(config.model).to(world.device)
-    config = recipe.complete(config, model, len(train_T))
-    replica = parallel.replicate(model, world, compiled=config.compile)
-    optimizers = build_optimizers(model, config.optim, getattr(torch, config.precision))
-
-    # Where to start
-    batches = Batches(train_T, batch_size=config.batch_size, seed=config.seed, **window)
-    fetch = Prefetch(batches.batch, world.device)
-    run = Run(config, world, stop, dataset, window, model, replica, optimizers)
-    if config.resume:
-        restore(run)
-    run.metrics = open_log(run)
-
-    # The loop: a step is a finished update, so the last pass only evaluates and saves
-    with contextlib.closing(run.metrics):
-        for step in range(run.step, config.max_steps + 1):
-            run.step, is_last = step, step == config.max_steps
-            if is_last or (step and step % config.eval_every == 0):
+def train(asked: TrainConfig, world: World, stop: StopRequest) -> None:
+    """Train a model as the config asks, on the processes of this world."""
+    run = build(asked, world, stop)
+    config = run.config
+    fetch = Prefetch(run.batches.batch, world.device)
+    # `step` counts finished updates, so the last pass only evaluates and saves
+    with contextlib.closing(run.log):
+        for step in range(run.progress.step, config.max_steps + 1):
+            run.progress.step = step
+            is_last = step == config.max_steps
+            if is_last or (step > 0 and step % config.eval_every == 0):
                 evaluate_and_save(run)
-            if stop.on_any_rank(world):
+            if stop.is_agreed:
                 leave(run)
             if config.keep_every and step % config.keep_every == 0:
                 save(run, [f"step_{step}"])
@@ -133,109 +111,132 @@ def train(config: TrainConfig, world: World, stop: StopRequest) -> None:
         conclude(run)
 
 
+def build(asked: TrainConfig, world: World, stop: StopRequest) -> Run:
+    """Prepare a run: its data, its model, and how far it has come already."""
+    dataset = Dataset.open(asked.data.path)
+    train_T = dataset.tokens("train")
+    vocab_size = dataset.fitting_vocab_size(asked.model.vocab_size)
+
+    # The same seed builds the same model in every process; it is compiled, and then replicated
+    torch.manual_seed(asked.seed)
+    dtype = getattr(torch, choose_precision(asked.precision, world.device))
+    attend = choose_attention(world.device, dtype, asked.model.context_length)
+    model = GPT(replace(asked.model, vocab_size=vocab_size), attend).to(world.device)
+    config: TrainConfig = recipe.complete(asked, model, len(train_T), world)
+    loss_model = LossModel(model, dtype)
+    replica = parallel.replicate(loss_model, world, compiled=config.compile)
+    optimizers = build_optimizers(model, config.optim, dtype)
+    windows = Windows(dataset.vocab_size, config.model.context_length, world.rank, world.size)
+    batches = Batches(train_T, windows, config.batch_size, config.seed)
+    start = resume.restore(config, dataset.identity(), model, optimizers)
+    log = open_log(config, world, model, len(train_T), start)
+    return Run(
+        config, world, stop, dataset, batches, model, loss_model, replica, optimizers, log, start
+    )
+
+
 def update(run: Run, batch: tuple[Tensor, ...]) -> None:
     """One optimizer update on this process's share of a batch."""
-    started_at, config = time.perf_counter(), run.config
-    fraction = schedule(run.step, config.max_steps, config.optim)
-    parallel.seed_dropout(config.seed, run.step, run.world)
+    started_at = time.perf_counter()
+    config, world = run.config, run.world
+    fraction = schedule(run.progress.step, config.max_steps, config.optim)  # of the peak rates
+    parallel.seed_dropout(config.seed, run.progress.step, world)
     loss = accumulate_gradients(run, batch)
-    grad_norm = nn.utils.clip_grad_norm_(run.model.parameters(), config.optim.grad_clip)
+    grad_norm = clip_gradients(run.model, config.optim.grad_clip)
+    # One sum over the processes answers two questions: how large is the loss, and shall we stop?
+    asked_to_stop = torch.full_like(loss, run.stop.signal is not None)
+    mean_loss, stop = (world.sum(torch.stack((loss, asked_to_stop))) / world.size).unbind()
+    is_finite = (mean_loss + grad_norm).isfinite()  # else nothing is updated, and the log raises
     for optimizer in run.optimizers:
-        optimizer.step(fraction)
+        optimizer.step(fraction, is_finite)
     run.model.zero_grad()
-    run.metrics.flush()  # the update before this one, which the device has finished by now
-    rate, n_tokens = config.optim.learning_rate * fraction, batch[0].numel() * run.world.size
+    numbers = HostCopy(torch.stack((mean_loss, grad_norm, stop)))
+    run.log.flush(run.stop)  # the update before this one, which a GPU has finished by now
     seconds = time.perf_counter() - started_at
-    run.metrics.update(run.step, torch.stack((loss, grad_norm)), rate, n_tokens, seconds)
+    tokens_per_second = batch[0].numel() * world.size / seconds
+    speed = report.speed(world, run.model, config.precision, tokens_per_second)
+    rate = {"learning_rate": config.optim.learning_rate * fraction}
+    run.log.update(Update(run.progress.step, seconds, numbers, rate | speed))
+    if world.device.type != "cuda":
+        run.log.flush(run.stop)  # other devices have finished this one, too
 
 
 def accumulate_gradients(run: Run, batch: tuple[Tensor, ...]) -> Tensor:
     """Add up the gradient of the mean loss over micro-batches; return that loss."""
-    world, total = run.world, torch.zeros((), device=run.world.device)
-    pairs = list(zip(*(tensor.split(run.micro_batch_size) for tensor in batch), strict=True))
-    for i, (tokens_BT, targets_BT) in enumerate(pairs):
-        parallel.sync_gradients(run.replica, enabled=i == len(pairs) - 1)
-        with world.autocast(run.config.precision):
-            loss = run.replica(tokens_BT, targets_BT)
+    size = run.config.micro_batch_size
+    micro_batches = list(zip(*(tensor.split(size) for tensor in batch), strict=True))
+    total = torch.zeros((), device=run.world.device)
+    for i, (tokens_BT, targets_BT) in enumerate(micro_batches):
+        parallel.sync_gradients(run.replica, enabled=i == len(micro_batches) - 1)
+        loss = run.replica(tokens_BT, targets_BT)
         loss *= len(tokens_BT) / len(batch[0])  # the last one may be smaller
         loss.backward()
         total += loss.detach()
-    return world.sum(total) / world.size
+    return total
 
 
 def evaluate_and_save(run: Run) -> None:
-    """Log the validation loss; save the last checkpoint, which may be the best one too."""
-    val_T = run.dataset.tokens("val", run.config.eval_tokens)
-    at_once = max(run.micro_batch_size, 2**11 // run.config.model.context_length)
-    batches = eval_batches(val_T, run.dataset.end_of_text, batch_size=at_once, **run.window)
-    val_loss = evaluate(run.model, batches, run.world, run.config.precision, run.stop)
+    """Log the validation loss; save the run as "last" and, if that loss is the lowest, "best"."""
+    run.log.flush(run.stop)
+    config, dataset = run.config, run.dataset
+    tokens_T = dataset.tokens("val", config.eval_tokens)
+    at_once = max(config.micro_batch_size, 2**11 // config.model.context_length)
+    batches = eval_batches(tokens_T, run.batches.windows, at_once, dataset.end_of_text)
+    val_loss = evaluate(run.loss_model, batches, run.world, run.stop)
     if val_loss is None:  # asked to stop meanwhile
         return
-    check_finite(run.step, val_loss=val_loss)
-    run.metrics.evaluation(run.step, val_loss, run.dataset.bits_per_byte(val_loss))
-    is_best = val_loss < run.best_val_loss
-    run.best_val_loss = min(val_loss, run.best_val_loss)
+    run.log.evaluation(run.progress.step, val_loss, dataset.bits_per_byte(val_loss))
+    is_best = val_loss < run.progress.best_val_loss
+    run.progress.best_val_loss = min(val_loss, run.progress.best_val_loss)
     save(run, ["last", "best"] if is_best else ["last"])
 
 
 def save(run: Run, names: list[str]) -> None:
     """Write all that resuming and sampling need, from the main process."""
-    run.metrics.flush()  # raises, before anything is saved, if a gradient was not finite
+    run.log.flush(run.stop)  # raises, before anything is saved, if an update was not finite
     state = {
-        "step": run.step,
-        "best_val_loss": run.best_val_loss,
-        "elapsed_seconds": run.metrics.elapsed_seconds,
+        "step": run.progress.step,
+        "best_val_loss": run.progress.best_val_loss,
+        "elapsed_seconds": run.log.elapsed_seconds,
         "config": cli.dump_config(replace(run.config, resume=False)),
         "model_config": asdict(run.config.model),
-        "tokenizer": run.dataset.tokenizer.state(),
-        "data": run.dataset.meta["splits"],
+        **run.dataset.identity(),
         **resume.pack(run.model, run.optimizers),
     }
     if run.world.is_main:
         checkpoint.save(run.config.out_dir, state, names)
 
 
-def restore(run: Run) -> None:
-    """Take up the last checkpoint. Raises ValueError if it is of another model or dataset."""
-    state = checkpoint.load(run.config.out_dir, "last")
-    resume.check_same("tokenizer", run.dataset.tokenizer.state(), state["tokenizer"])
-    resume.check_same("model", asdict(run.config.model), state["model_config"])
-    resume.check_same("dataset", run.dataset.meta["splits"], state["data"])
-    resume.check_steps(state["step"], run.config.max_steps)
-    resume.unpack(state, run.model, run.optimizers)
-    run.step, run.elapsed_seconds = state["step"], state["elapsed_seconds"]
-    run.best_val_loss = state["best_val_loss"]
-
-
 def leave(run: Run) -> None:
     """Asked to stop: save, say how to go on, and exit as shells expect."""
-    save(run, ["last"] if math.isfinite(run.best_val_loss) else ["last", "best"])
-    run.metrics.end(run.step, f"python train.py {run.config.out_dir}/config.toml --resume")
+    has_best = math.isfinite(run.progress.best_val_loss)
+    save(run, ["last"] if has_best else ["last", "best"])  # so that sample.py finds a best one
+    run.world.wait_for_all()  # torchrun ends the others as soon as one has left
+    run.log.end(run.progress.step, f"python train.py {run.config.out_dir}/config.toml --resume")
     raise SystemExit(run.stop.exit_code)
 
 
-def open_log(run: Run) -> Metrics:
+def open_log(
+    config: TrainConfig, world: World, model: GPT, n_tokens: int, start: Progress
+) -> Metrics:
     """Say what will be trained, put the config into the run's folder, and open its log."""
-    config, world = run.config, run.world
     if not world.is_main:
-        return Metrics(None, run.step, config.max_steps)
-    parts = report.announce(run.model, asdict(config), len(run.dataset.tokens("train")), world)
-    again = cli.dump_config(replace(config, resume=False))  # to run it again is to repeat it
-    checkpoint.open_folder(config.out_dir, again, config.resume)
-    metrics = Metrics(config.out_dir, run.step, config.max_steps, run.elapsed_seconds)
-    metrics.use = report.use_of(world, parts, asdict(config.model))
-    metrics.wandb = start_wandb(config.wandb, config.out_dir, asdict(config))
-    return metrics
+        return Metrics(None, start.step, config.max_steps)
+    report.announce(model, asdict(config), n_tokens, world, start.step)
+    text = cli.dump_config(replace(config, resume=False))  # running it again repeats the run
+    checkpoint.open_folder(config.out_dir, text, config.resume)
+    wandb = start_wandb(config.wandb, config.out_dir, asdict(config))
+    return Metrics(config.out_dir, start.step, config.max_steps, start.elapsed_seconds, wandb)
 
 
 def conclude(run: Run) -> None:
     """Draw the loss, compare it with a bigram model's, print samples, and say what is next."""
     config, dataset = run.config, run.dataset
-    train_T, val_T = dataset.tokens("train"), dataset.tokens("val", config.eval_tokens)
-    bigram = bigram_loss(train_T, val_T, dataset.vocab_size)
+    val_T = dataset.tokens("val", config.eval_tokens)
+    bigram = bigram_loss(dataset.tokens("train"), val_T, dataset.vocab_size)
     settings = sample.SampleConfig(num_samples=config.samples, seed=config.seed)
-    sample.write_samples(run.model.eval(), dataset.tokenizer, [""], dataset.documents > 1, settings)
-    levels = (run.best_val_loss, bigram, dataset.entropy(config.eval_tokens))
+    sample.write_samples(load_model(config.out_dir, "last", config.device), [""], settings)
+    levels = (run.progress.best_val_loss, bigram, dataset.entropy(config.eval_tokens))
     report.conclude(config.out_dir, *levels, dataset.bits_per_byte, config.samples > 0)
 
 

@@ -1,1 +1,1 @@
-"""The numbers of the README: throughput, races and limits, each measured by child processes."""
+"""The numbers of the README: throughput, races and limits, each with its command."""

@@ -1,171 +1,176 @@
 """`bench.py sample`: how fast text is generated, and how near that is to the memory's limit."""
 
-import json
+import itertools
+import statistics
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
-from benchmarks import nanogpt
-from benchmarks.race import DeviceName
-from benchmarks.runs import python, run
-from benchmarks.startup import start_rows
-from benchmarks.table import Row, Tables, ratio
-from engine import cli
-from engine.cli import at_least
+import torch
+from torch import nn
 
-ModelName = Literal["124M", "quickstart", "tiny"]
-PrecisionName = Literal["float32", "bfloat16", "int8"]
-QUICKSTART = Path("out/quickstart")
-CHECKPOINTS = "checkpoints.json"  # as engine/checkpoint.py calls it, which imports torch
-NANOGPT = "nanogpt="
+from benchmarks import peers
+from benchmarks.race import split_loss
+from benchmarks.runs import python, run, seconds_of
+from benchmarks.table import Output, Row, Tables
+from data.loader import Dataset
+from engine import report
+from engine.cli import read_toml
+from engine.device import DeviceName, find_device
+from engine.loss import LossModel
+from model import GPT, ModelConfig
+from sampling.cache import cached_attention
+from sampling.decode import Decoder
+from sampling.load import load_model
+from sampling.precision import SamplePrecision, available, convert
+
+QUICKSTART = Path("out/quickstart")  # used if it is there
+STEPS = 24  # tokens per text that are timed
+SETTLING_STEPS = 3  # not timed: the first captures a GPU's graph
+NEW_TOKENS = 1 + SETTLING_STEPS + STEPS
+STEPS_AT_ONCE = {"cpu": 1, "mps": 8, "cuda": 8}  # waiting after each would slow a GPU down
+ROUNDS = 5
+READ_BYTES = 512 * 2**20  # far more than any cache holds
+BYTES: dict[SamplePrecision, int] = {"float32": 4, "bfloat16": 2, "int8": 1}  # of a weight
 QUALITY_TOKENS = 50_000  # of the validation split
+LOUD = 0.05  # std of c_proj: fresh blocks add little or nothing, so greedy text would repeat itself
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleBench:
-    """Measure prefill and decode tokens/s, and the limit that the memory sets."""
+class Sample(Output):
+    """Measure prefill and decode tokens/s, beside the limit that the memory sets."""
 
-    models: tuple[ModelName, ...] = ("124M", "quickstart")
-    """Sizes, with random weights: GPT-2 124M, config/quickstart.toml, or tiny to try it out."""
+    models: tuple[str, ...] = ("124M", "config/quickstart.toml")
+    """Sizes, with random weights: 124M (GPT-2's) or a config file."""
     prompts: tuple[int, ...] = (16, 512)
     """Tokens of each prompt, cut to what leaves room for the steps."""
     batch_sizes: tuple[int, ...] = (1, 8, 64)
     """Texts that grow at once."""
-    precisions: tuple[PrecisionName, ...] = ()
-    """Of the weights (default: all that the device has)."""
-    steps: int = 24
-    """Tokens per text that are timed."""
     peer: tuple[str, ...] = ()
-    """Whom to measure beside the first of the models: nanogpt=CHECKOUT, transformers, or both."""
+    """Peers of the first of the models: nanogpt=CHECKOUT, transformers, or both."""
     run: Path | None = None
-    """Run whose first token is timed (default: out/quickstart, if it is there)."""
-    quality: Path | None = None
-    """Run, with its dataset, to show what each precision costs in loss."""
+    """Run whose first token is timed, with its loss in each precision (default: out/quickstart)."""
     device: DeviceName = "auto"
-    """Where to run."""
+    """Device to run on."""
 
-    def __post_init__(self) -> None:
-        at_least(1, self, "steps")
-        for name in ("prompts", "batch_sizes"):
-            if min(getattr(self, name), default=0) < 1:
-                got = " ".join(map(str, getattr(self, name)))
-                raise ValueError(f"{name} must be at least 1 each: got {got or 'none'}")
-        for peer in self.peer:
-            if peer != "transformers" and not peer.startswith(NANOGPT):
-                raise ValueError(f"peer must be {NANOGPT}CHECKOUT or transformers: got {peer}")
+    def measure(self) -> Tables:
+        """Measure the peers, then the start and the quality of a run, then the speed."""
+        device = torch.device(find_device(self.device))
+        kinds = available(device)
+        tables: Tables = {}
+        if self.peer:
+            model = random_model(self.models[0], device)
+            ours = {kind: convert(random_model(self.models[0], device), kind) for kind in kinds}
+            prompts = [random_prompts(model.config, 1, length)[0] for length in self.prompts]
+            tables["peers"] = peers.race(model, ours, self.peer, prompts)
+        if self.run or (QUICKSTART / "config.toml").is_file():
+            tables["start"] = start_rows(self.run or QUICKSTART, device.type)
+            tables["quality"] = quality(self.run or QUICKSTART, kinds, device)
+        tables["speed"] = [
+            row for m in self.models for k in kinds for row in self.speed(m, k, device)
+        ]
+        return tables
 
-    @property
-    def checkout(self) -> Path | None:
-        """Where nanoGPT is, if it is a peer."""
-        found = [Path(peer.removeprefix(NANOGPT)) for peer in self.peer if NANOGPT in peer]
-        return found[0].resolve() if found else None
+    def speed(self, name: str, precision: SamplePrecision, device: torch.device) -> list[Row]:
+        """Return a row for each length of the prompts and each batch size."""
+        model = random_model(name, device)
+        n_bytes = weight_bytes(model, precision)
+        convert(model, precision)
+        head: Row = {"model": Path(name).stem, "precision": precision}
+        return [
+            head | speed_row(model, n_bytes, random_prompts(model.config, batch_size, length))
+            for length, batch_size in itertools.product(self.prompts, self.batch_sizes)
+        ]
 
-    @property
-    def timed_run(self) -> Path | None:
-        return self.run or (QUICKSTART if (QUICKSTART / CHECKPOINTS).exists() else None)
+
+def speed_row(model: GPT, weight_bytes: int, prompts: list[list[int]]) -> Row:
+    """Read prompts, then let them grow between two measurements of the memory."""
+    device = model.wte.weight.device
+    length, batch_size = len(prompts[0]), len(prompts)
+    decoder = Decoder(model, prompts, NEW_TOKENS)
+    tokens_B = torch.zeros(batch_size, dtype=torch.long, device=device)
+    at_once = STEPS_AT_ONCE[device.type]
+
+    def grow(steps: int) -> None:
+        for _ in range(steps):
+            tokens_B.copy_(decoder.feed(tokens_B).argmax(-1))
+        tokens_B[0].item()  # which waits for a GPU
+
+    readings = [seconds_of(lambda: decoder.read()[0, 0].item()) for _ in range(3)]
+    grow(SETTLING_STEPS)
+    before = bandwidth(device)
+    turns = [seconds_of(lambda: grow(at_once)) for _ in range(STEPS // at_once)]
+    rate = (before + bandwidth(device)) / 2
+    step_seconds = statistics.median(turns) / at_once
+    # A step reads the weights and the cache, taken at its length halfway through
+    cached = decoder.cache.k_LBKSD.nbytes // decoder.cache.size * (length + NEW_TOKENS // 2)
+    n_bytes = weight_bytes + 2 * cached
+    limit = rate * batch_size / n_bytes
+    return {
+        "prompt": length,
+        "batch": batch_size,
+        "prefill tokens/s": batch_size * length / statistics.median(readings),
+        "decode tokens/s": batch_size / step_seconds,
+        "step ms": 1000 * step_seconds,
+        "MB a step": n_bytes / 1e6,
+        "memory GB/s": rate / 1e9,
+        "limit tokens/s": limit,
+        "of limit": batch_size / step_seconds / limit,
+    }
 
 
-def measure(config: SampleBench) -> Tables:
-    """Each model in a process of its own, then the peers, the start and the quality."""
-    check(config)
-    common = ["--device", config.device, "--prompts", *config.prompts]
-    common += ["--precisions", *config.precisions] if config.precisions else []
+def weight_bytes(model: GPT, precision: SamplePrecision) -> int:
+    """Return the bytes of the weights that a decode step reads: blocks and output head."""
+    parts = report.count_parameters(model)
+    blocks = parts["attention"] + parts["mlp"] + parts["norms"]
+    return BYTES[precision] * (blocks + model.lm_head.weight.numel())
+
+
+def bandwidth(device: torch.device) -> float:
+    """Return the bytes per second that a sum over a large tensor reads: the median of a few."""
+    numbers_N = torch.ones(READ_BYTES // 4, device=device)
+    seconds = statistics.median(seconds_of(lambda: numbers_N.sum().item()) for _ in range(ROUNDS))
+    return READ_BYTES / seconds
+
+
+def random_model(name: str, device: torch.device) -> GPT:
+    """Return a model with the same random weights every time."""
+    sizes = {} if name == "124M" else {"vocab_size": 4097} | read_toml(name)["model"]
+    torch.manual_seed(0)
+    model = GPT(ModelConfig(**sizes), cached_attention)
+    for parameter, weight in model.named_parameters():
+        if parameter.endswith("c_proj.weight"):
+            nn.init.normal_(weight, std=LOUD)
+    return model.to(device).eval()
+
+
+def random_prompts(config: ModelConfig, batch_size: int, length: int) -> list[list[int]]:
+    """Return texts that are all different, so that each must be read, cut to leave room."""
+    fitting = max(1, min(length, config.context_length - NEW_TOKENS))
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(config.vocab_size, (batch_size, fitting), generator=generator).tolist()
+
+
+def start_rows(run_dir: Path, device: str) -> list[Row]:
+    """Return the seconds of a whole process that writes one token, beside `import torch` alone."""
+    flags = (f"--out_dir={run_dir.resolve()}", f"--device={device}", "--max_new_tokens=1")
+    commands = {
+        "import torch": python("-c", "import torch"),
+        "first token of sample.py": python("sample.py", *flags),
+    }
+    taken = [{name: run(c).seconds for name, c in commands.items()} for _ in range(ROUNDS)]
+    seconds = {name: statistics.median(turn[name] for turn in taken) for name in commands}
+    alone = seconds["import torch"]
+    return [{"of": n, "seconds": s, "over the import": s / alone} for n, s in seconds.items()]
+
+
+def quality(run_dir: Path, kinds: list[SamplePrecision], device: torch.device) -> list[Row]:
+    """Return the validation loss of a run in each precision, float32 first."""
+    dataset = Dataset.open(Path(read_toml(str(run_dir / "config.toml"))["data"]["path"]))
     rows: list[Row] = []
-    for model in config.models:
-        flags = [f"--model={model}", f"--steps={config.steps}", *common]
-        rows += child("decoding", *flags, "--batch_sizes", *config.batch_sizes)
-    tables = {"speed": rows, "batches": batches(rows), "longer prompts": growth(rows)}
-    if config.peer:
-        flags = [f"--model={config.models[0]}", *common]
-        flags += [f"--nanogpt={config.checkout}"] if config.checkout else []
-        flags += ["--transformers=True"] if "transformers" in config.peer else []
-        tables["peers"] = races(child("peers", *flags))
-    if config.timed_run:
-        tables["start"] = start_rows(config.timed_run, config.device)
-    if config.quality:
-        precisions = dict.fromkeys(str(row["precision"]) for row in rows)
-        tables["quality"] = quality(config.quality, list(precisions), config.device)
-    return tables
-
-
-def check(config: SampleBench) -> None:
-    """Raise OSError for what would be missed only after minutes."""
-    if config.checkout:
-        nanogpt.check(config.checkout)
-    for path in (config.timed_run, config.quality):
-        if path is not None and not (path / "config.toml").is_file():
-            raise FileNotFoundError(f"{path} is not the folder of a run, it has no config.toml")
-
-
-def child(module: str, *flags: object) -> list[dict[str, Any]]:
-    """Run one of our scripts; return the JSON that it prints, line by line."""
-    finished = run(python("-m", f"benchmarks.{module}", *flags))
-    return [json.loads(line.text) for line in finished.lines]
-
-
-def batches(rows: list[Row]) -> list[Row]:
-    """How many times the tokens/s of one text each batch has."""
-    found: list[Row] = []
-    for one in (row for row in rows if row["batch"] == 1):
-        kind = ("model", "precision", "prompt")
-        line: Row = {name: one[name] for name in kind}
-        for row in rows:
-            if row["batch"] != 1 and alike(row, one, *kind):
-                times = number(row, "decode tokens/s") / number(one, "decode tokens/s")
-                line[f"batch {row['batch']} / 1"] = times
-        found.append(line)
-    return [line for line in found if len(line) > 3]
-
-
-def growth(rows: list[Row]) -> list[Row]:
-    """How much longer a step takes after a longer prompt, and how much the cache explains."""
-    found: list[Row] = []
-    for row in rows:
-        same = [other for other in rows if alike(row, other, "model", "precision", "batch")]
-        short = min(same, key=lambda other: float(other["prompt"] or 0))
-        if row is short:
-            continue
-        more_bytes = 1e6 * (number(row, "MB a step") - number(short, "MB a step"))
-        found.append(
-            {name: row[name] for name in ("model", "precision", "batch")}
-            | {"prompts": f"{short['prompt']} to {row['prompt']}"}
-            | {"growth ms": number(row, "step ms") - number(short, "step ms")}
-            | {"explained ms": more_bytes / number(row, "memory GB/s") / 1e6}
-        )
-    return found
-
-
-def races(rows: list[Row]) -> list[Row]:
-    """A line for each peer and prompt: its tokens/s, ours in float32, and ours at best."""
-    found: list[Row] = []
-    for row in (row for row in rows if row["side"] != "ours"):
-        ours = [own for own in rows if own["side"] == "ours" and alike(own, row, "prompt")]
-        (same,) = (own for own in ours if own["precision"] == "float32")
-        best = max(ours, key=lambda own: number(own, "tokens/s"))
-        theirs = row["tokens/s"]
-        line: Row = {"peer": row["side"], "prompt": row["prompt"], "its tokens/s": theirs}
-        line |= {"ours, float32": same["tokens/s"], "ratio": ratio(same["tokens/s"], theirs)}
-        line |= {"ours, best": best["tokens/s"], "ratio, best": ratio(best["tokens/s"], theirs)}
-        found.append(line | {"best": best["precision"]})
-    return found
-
-
-def quality(run_dir: Path, precisions: list[str], device: DeviceName) -> list[Row]:
-    """The validation loss of a run in each precision, judged as in a race."""
-    data = cli.read_toml(str(run_dir / "config.toml"))["data"]["path"]
-    flags = [f"--ours={run_dir}", f"--data={data}", f"--most_tokens={QUALITY_TOKENS}"]
-    found: list[Row] = []
-    for precision in dict.fromkeys(["float32", *precisions]):
-        (result,) = child("evaluator", *flags, f"--precision={precision}", f"--device={device}")
-        found.append({"precision": precision, "loss": result["loss"]})
-    return [row | {"change": number(row, "loss") - number(found[0], "loss")} for row in found]
-
-
-def alike(a: Row, b: Row, *columns: str) -> bool:
-    return all(a[column] == b[column] for column in columns)
-
-
-def number(row: Row, column: str) -> float:
-    value = row[column]
-    assert isinstance(value, int | float)
-    return value
+    for kind in kinds:
+        model = convert(load_model(run_dir, "last").model.to(device), kind)
+        loss_model = LossModel(model, model.wte.weight.dtype)
+        loss = split_loss(loss_model, model.config.context_length, dataset, QUALITY_TOKENS)
+        exact = rows[0]["loss"] if rows else loss
+        rows.append({"precision": kind, "loss": loss, "change": loss - exact})
+    return rows

@@ -1,147 +1,102 @@
-"""Other people's generation beside ours, on the same weights: python -m benchmarks.peers
+"""Other people's generation beside ours: greedy, on the same weights, in turn."""
 
-One text, greedily. First all must give the same tokens in float32; then they take turns. Prints
-a line of JSON for each side, precision and prompt.
-"""
-
-import itertools
-import json
 import statistics
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.decoding import GREEDY, available, fitting
-from benchmarks.generation import ModelName, PrecisionName
-from benchmarks.limits import wait
-from benchmarks.others import Generate, Tick, nanogpt_generate, transformers_generate
-from benchmarks.shapes import random_model, random_prompts
+from benchmarks import nanogpt
+from benchmarks.runs import seconds_of
 from benchmarks.table import Row
-from engine import cli
-from engine.parallel import DeviceName, find_device
 from model import GPT
 from sampling.decode import Decoder
-from sampling.precision import convert
 
+Generate = Callable[[Tensor, int], Tensor]  # a prompt (1, T), how many tokens to add -> (1, n)
 ROUNDS = 3
-CHECKED = 8  # tokens on which all must agree
-TOKENS = {"nanoGPT": 4, "transformers": 12, "ours": 24}  # of a turn, of seconds for each
+CHECKED = 8  # tokens on which all sides must agree
+TOKENS = {"nanogpt": 4, "transformers": 12, "ours": 24}  # that are timed in a turn, of seconds
 
 
-@dataclass(frozen=True, kw_only=True)
-class PeersConfig:
-    """Time the tokens of each side in turn."""
+def race(
+    model: GPT, ours: dict[Any, GPT], peers: tuple[str, ...], prompts: list[list[int]]
+) -> list[Row]:
+    """Return a row per side and prompt: its tokens/s, also as a multiple of each peer's.
 
-    model: ModelName = "124M"
-    """Sizes, of GPT-2's architecture."""
-    nanogpt: Path | None = None
-    """A checkout of nanoGPT."""
-    transformers: bool = False
-    """Hugging Face's GPT2LMHeadModel, with its cache."""
-    prompts: tuple[int, ...] = (16, 512)
-    """Tokens of each prompt."""
-    precisions: tuple[PrecisionName, ...] = ()
-    """Of ours, besides float32 (default: all that the device has)."""
-    device: DeviceName = "auto"
-    """Where to run."""
-
-
-@dataclass(frozen=True)
-class Side:
-    """One that generates."""
-
-    name: str
-    precision: PrecisionName
-    generate: Generate
-
-    def turn(self, prompt_1T: Tensor) -> list[float]:
-        """Seconds of each token after the first."""
-        stamps: list[float] = []
-
-        def tick() -> None:
-            wait(prompt_1T.device)
-            stamps.append(time.perf_counter())
-
-        self.generate(prompt_1T, TOKENS[self.name], tick)
-        return [after - before for before, after in itertools.pairwise(stamps)]
-
-
-def measure(config: PeersConfig) -> Iterator[Row]:
-    """Let all agree, then take turns at each prompt."""
-    device = torch.device(find_device(config.device))
-    model = random_model(config.model, device)
-    others = peers(config, model)
-    ours = Side("ours", "float32", our_generate(convert(model, "float32")))
-    lengths = fitting(config.prompts, model.config, max(TOKENS.values()))
-    prompts = [random_prompts(model.config, 1, length) for length in lengths]
-    prompts_1T = [torch.tensor(prompt, device=device) for prompt in prompts]
-    for prompt_1T in prompts_1T:
-        agree([ours, *others], prompt_1T)
-    sides = [*others, ours]
-    for precision in config.precisions or available(device):
-        if precision == "float32":
-            continue
-        converted = convert(random_model(config.model, device), precision)
-        sides.append(Side("ours", precision, our_generate(converted)))
-    for prompt_1T in prompts_1T:
-        yield from take_turns(sides, prompt_1T)
-
-
-def agree(sides: list[Side], prompt_1T: Tensor) -> None:
-    """Raise ValueError unless all choose the same tokens; this warms all up, too."""
-    own, *others = ([*side.generate(prompt_1T, CHECKED, lambda: None)[0]] for side in sides)
-    for side, other in zip(sides[1:], others, strict=True):
-        if other != own:
-            raise ValueError(
-                f"{side.name} must choose the same tokens as ours in float32, greedily, after "
-                f"{prompt_1T.shape[1]}: got {list(map(int, other))}, ours are {list(map(int, own))}"
-            )
-
-
-def take_turns(sides: list[Side], prompt_1T: Tensor) -> Iterator[Row]:
-    """Each side again and again; its median time of a token."""
-    taken: list[list[float]] = [[] for _ in sides]
-    for _ in range(ROUNDS):
-        for side, steps in zip(sides, taken, strict=True):
-            steps += side.turn(prompt_1T)
-    for side, steps in zip(sides, taken, strict=True):
-        row: Row = {"side": side.name, "precision": side.precision, "prompt": prompt_1T.shape[1]}
-        yield row | {"tokens/s": 1 / statistics.median(steps)}
-
-
-def peers(config: PeersConfig, model: GPT) -> list[Side]:
-    """The others, each with the weights of our model."""
+    `ours` has the model in each precision. Raises ValueError unless all sides choose the same
+    tokens in float32.
+    """
     if model.config.is_modern:
-        raise ValueError(f"peers need GPT-2's architecture, which {config.model} has not")
-    found: list[Side] = []
-    if config.nanogpt:
-        found.append(Side("nanoGPT", "float32", nanogpt_generate(config.nanogpt, model)))
-    if config.transformers:
-        found.append(Side("transformers", "float32", transformers_generate(model)))
-    return found
+        raise ValueError("peers need a model of GPT-2's architecture, such as --models 124M")
+    theirs = {peer.partition("=")[0]: generate_of(peer, model) for peer in peers}
+    own = {f"ours, {kind}": our_generate(converted) for kind, converted in ours.items()}
+    rows: list[Row] = []
+    for prompt in prompts:
+        prompt_1T = torch.tensor([prompt], device=model.wte.weight.device)
+        for name, generate in theirs.items():
+            agree(name, generate(prompt_1T, CHECKED), own["ours, float32"](prompt_1T, CHECKED))
+        speeds = take_turns(theirs | own, prompt_1T)
+        for side, speed in speeds.items():
+            row: Row = {"prompt": len(prompt), "side": side, "tokens/s": speed}
+            rows.append(row | {f"times {name}": speed / speeds[name] for name in theirs})
+    return rows
+
+
+def take_turns(sides: dict[str, Generate], prompt_1T: Tensor) -> dict[str, float]:
+    """Return the tokens/s of each side after the first token, from a few rounds."""
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(ROUNDS):
+        for name, generate in sides.items():
+            n = TOKENS[name.partition(",")[0]]
+            first = seconds_of(lambda g=generate: g(prompt_1T, 1).tolist())
+            whole = seconds_of(lambda g=generate, n=n: g(prompt_1T, 1 + n).tolist())
+            seconds[name].append((whole - first) / n)
+    return {name: 1 / statistics.median(values) for name, values in seconds.items()}
+
+
+def agree(name: str, theirs_1T: Tensor, ours_1T: Tensor) -> None:
+    """Raise ValueError unless the same tokens were chosen."""
+    if not torch.equal(theirs_1T, ours_1T):
+        got, own = theirs_1T[0].tolist(), ours_1T[0].tolist()
+        raise ValueError(f"{name} must choose the tokens that ours does: got {got}, ours are {own}")
 
 
 def our_generate(model: GPT) -> Generate:
-    def generate(prompt_1T: Tensor, n: int, tick: Tick) -> Tensor:
-        settings = (GREEDY, model.config.vocab_size, n)
-        decoder = Decoder(model, prompt_1T.tolist(), [(0,)], *settings)
-        tokens_1: list[Tensor] = []
-        for _ in range(n):
-            tokens_1.append(decoder.step().tokens_B)
-            tick()
-        return torch.stack(tokens_1, dim=1)
+    def generate(prompt_1T: Tensor, n: int) -> Tensor:
+        decoder = Decoder(model, prompt_1T.tolist(), n)
+        tokens = [decoder.read().argmax(-1)]
+        while len(tokens) < n:
+            tokens.append(decoder.feed(tokens[-1]).argmax(-1))
+        return torch.stack(tokens, dim=1)
 
     return generate
 
 
-def main() -> None:
-    for row in measure(cli.parse_config(PeersConfig)):
-        print(json.dumps(row))
+def generate_of(peer: str, ours: GPT) -> Generate:
+    """Return the method of a peer, `nanogpt=CHECKOUT` or `transformers`, with our weights."""
+    name, _, checkout = peer.partition("=")
+    if (name, bool(checkout)) not in (("nanogpt", True), ("transformers", False)):
+        raise ValueError(f"peer must be nanogpt=CHECKOUT or transformers: got {peer}")
+    config, state = ours.config, ours.state_dict()
+    head_VC = state.pop("lm_head.weight")
+    named = {f"transformer.{name.replace('blocks.', 'h.')}": w for name, w in state.items()}
+    weights = named | {"lm_head.weight": head_VC}  # as OpenAI named them
+    sizes: dict[str, Any] = {"n_layer": config.n_layer, "n_head": config.n_head}
+    sizes |= {"n_embd": config.n_embd, "vocab_size": config.vocab_size}
+    if peer == "transformers":
+        from transformers import GPT2Config, GPT2LMHeadModel
 
-
-if __name__ == "__main__":
-    cli.run(main)
+        theirs: Any = GPT2LMHeadModel(GPT2Config(n_positions=config.context_length, **sizes))
+        linear = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # kept as (in, out)
+        weights = {name: w.T if name.endswith(linear) else w for name, w in weights.items()}
+        theirs.generation_config.eos_token_id = None
+        how = {"do_sample": False, "pad_token_id": 0}
+    else:
+        sizes |= {"block_size": config.context_length, "dropout": 0.0, "bias": True}
+        theirs = nanogpt.build(Path(checkout), **sizes)
+        how = {"top_k": 1}  # its way to be greedy
+    theirs.load_state_dict(weights)
+    theirs = theirs.to(ours.wte.weight.device).eval()
+    return lambda prompt_1T, n: theirs.generate(prompt_1T, max_new_tokens=n, **how)[:, -n:]

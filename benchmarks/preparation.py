@@ -1,91 +1,79 @@
 """`bench.py prepare`: how fast text becomes tokens, beside tiktoken's own rate."""
 
-import json
+import itertools
 import os
-import shutil
-import sys
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from benchmarks import ours, table
-from benchmarks.runs import python, run, temporary_folder
-from benchmarks.table import Row, Tables, Value
-from data.gpt2 import gpt2_ranks
-from data.sources import Corpus
-from engine.cli import at_least
+import tiktoken
 
-MEGABYTE, MEBIBYTE = 1e6, 2**20
+from benchmarks.runs import Finished, python, run, seconds_of, temporary_folder
+from benchmarks.table import MEBIBYTE, Repeated, Row, Tables, medians
+from data.encode import encode_all
+from data.sources import Corpus
+from data.split import Part
+from data.tokenizer import BPETokenizer, Tokenizer
+
+PIECES = 100  # of half a million characters, for encoding alone: memory may not hold more
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrepareBench:
+class Prepare(Repeated):
     """Measure data.prepare with every tokenizer."""
 
-    text: Path | None = None
-    """A text file (default: the sources of Python's standard library, one after another)."""
-    tokenizers: tuple[Literal["byte", "char", "bpe", "gpt2"], ...] = ("byte", "char", "bpe", "gpt2")
-    """Which to measure."""
-    repeats: int = 3
-    """Rounds, in each of which every tokenizer has its turn."""
+    text: str = "stdlib"
+    """A source of data.prepare: a named corpus, a file or a folder."""
+    tokenizers: tuple[Literal["byte", "char", "bpe", "gpt2"], ...] = ("byte", "char", "bpe")
+    """Tokenizers to measure; gpt2 downloads its vocabulary once."""
 
-    def __post_init__(self) -> None:
-        at_least(1, self, "repeats")
-
-
-def measure(config: PrepareBench) -> Tables:
-    """Prepare the text with each tokenizer in turn, again and again."""
-    with temporary_folder() as folder:
-        text = config.text or write_stdlib(folder / "stdlib.txt")
-        if not text.is_file() or not text.stat().st_size:
-            raise ValueError(f"{text} is not a file that holds text")
-        tokenizers = list(available(config.tokenizers))
-        rounds = [
-            [prepared(text, tokenizer, folder / f"{turn}_{tokenizer}") for tokenizer in tokenizers]
-            for turn in range(config.repeats)
-        ]
-    median = [table.medians(list(rows)) for rows in zip(*rounds, strict=True)]
-    return {"runs": [row for rows in rounds for row in rows], "median": median}
+    def measure(self) -> Tables:
+        """Prepare the text with each tokenizer in turn, again and again; then only encode it."""
+        kinds = self.tokenizers
+        with temporary_folder() as folder:
+            rounds = range(self.repeats)
+            runs = [{k: prepare(self.text, k, folder / k) for k in kinds} for _ in rounds]
+            rows = [row(k, self.text, found[k], folder / k) for found in runs for k in kinds]
+        median = [medians([r for r in rows if r["tokenizer"] == kind]) for kind in kinds]
+        return {"runs": rows, "median": median}
 
 
-def available(tokenizers: Iterable[str]) -> Iterator[str]:
-    """Yield the tokenizers; say so where GPT-2's vocabulary cannot be had."""
-    for tokenizer in tokenizers:
-        try:
-            if tokenizer == "gpt2":
-                gpt2_ranks()
-            yield tokenizer
-        except OSError as error:
-            print(f"gpt2 is left out: {error}", file=sys.stderr)
+def prepare(text: str | Path, tokenizer: str, out: Path) -> Finished:
+    """Run data.prepare in a process of its own."""
+    return run(python("-m", "data.prepare", text, f"--tokenizer={tokenizer}", f"--out={out}"))
 
 
-def write_stdlib(path: Path) -> Path:
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        for pieces in Corpus.find(["stdlib"]).documents():
-            file.writelines(pieces)
-    return path
+def row(kind: str, text: str, finished: Finished, data: Path) -> Row:
+    """Return the rates of a preparation, and of the encoding alone beside tiktoken's."""
+    from data.loader import Dataset  # and so torch: not before a run, see Finished.peak_bytes
 
-
-def prepared(text: Path, tokenizer: str, out: Path) -> Row:
-    """Prepare once, and time the encoding alone beside tiktoken's."""
-    finished = ours.prepare(text, tokenizer, out)
-    command = python("-m", "benchmarks.encoding", f"--data={out}", f"--text={text.resolve()}")
-    rates = json.loads(run(command).lines[-1].text)
-    shutil.rmtree(out)
-    megabytes, cores = text.stat().st_size / MEGABYTE, os.cpu_count() or 1
-    reference = rates["tiktoken"] and rates["tiktoken"] * cores
+    dataset = Dataset.open(data)
+    megabytes = sum(split["bytes"] for split in dataset.meta["splits"].values()) / 1e6
+    ours, reference = encoding_rates(dataset.tokenizer, text)
     return {
-        "tokenizer": tokenizer,
+        "tokenizer": kind,
         "whole process s": finished.seconds,
         "whole process MB/s": megabytes / finished.seconds,
-        "encoding MB/s": rates["ours"] / MEGABYTE,
-        "tiktoken, 1 thread x cores MB/s": reference and reference / MEGABYTE,
-        "encoding / that": share(rates["ours"], reference),
-        "whole process / that": share(megabytes * MEGABYTE / finished.seconds, reference),
+        "encoding MB/s": ours,
+        "tiktoken, 1 thread x cores MB/s": reference,
+        "encoding / that": reference and ours / reference,
+        "whole process / that": reference and megabytes / finished.seconds / reference,
         "peak MiB": finished.peak_bytes / MEBIBYTE,
     }
 
 
-def share(rate: float, reference: float | None) -> Value:
-    return rate / reference if reference else None
+def encoding_rates(tokenizer: Tokenizer, text: str) -> tuple[float, float | None]:
+    """Return MB/s of our encoder on all cores, and of tiktoken's on one thread, times the cores."""
+    pieces = itertools.chain.from_iterable(Corpus.find([text]).documents())
+    parts = [
+        Part("train", piece, starts_document=False) for piece in itertools.islice(pieces, PIECES)
+    ]
+    megabytes = sum(len(part.text.encode()) for part in parts) / 1e6
+    ours = megabytes / seconds_of(lambda: list(encode_all(parts, tokenizer, separate=False)))
+    if not isinstance(tokenizer, BPETokenizer):
+        return ours, None
+    theirs = tiktoken.Encoding(
+        "theirs", pat_str=tokenizer.pattern, mergeable_ranks=tokenizer.ranks, special_tokens={}
+    )
+    alone = seconds_of(lambda: [theirs.encode_ordinary(part.text) for part in parts])
+    return ours, megabytes / alone * (os.cpu_count() or 1)

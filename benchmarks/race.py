@@ -1,34 +1,38 @@
-"""`bench.py race`: nanoGPT's train.py and ours, in turn, on the same text."""
+"""`bench.py race`: nanoGPT's train.py and ours, in turn, on one text, judged by one evaluator."""
 
 import math
+import shlex
+import statistics
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from benchmarks import nanogpt, ours
-from benchmarks.machine import probe
-from benchmarks.nanogpt import Checkout
-from benchmarks.runs import temporary_folder
-from benchmarks.table import Tables
-from benchmarks.verdict import THEM, US, US_EQUAL, Entry, judge, reached, summary
-from data.format import SPLITS, token_file
-from engine.cli import at_least
+import torch
+from torch import nn
 
-LONGER = 1.25  # a further try has so many times the steps
+from benchmarks import nanogpt
+from benchmarks.preparation import prepare
+from benchmarks.runs import temporary_folder
+from benchmarks.table import Repeated, Row, Tables, medians
+from benchmarks.training import FIRST_SEED, steps_within, train
+from data.loader import Dataset, Windows, eval_batches
+from engine.device import DeviceName, find_device
+from engine.loss import LossModel, evaluate
+from engine.parallel import World
+from sampling.load import load_model
+from sampling.prompts import read_text
+
+THEM = "nanoGPT"
+US = "ours"
+US_EQUAL = "ours, equal time"
+US_LONGER = "ours, more steps"
+LONGER = 1.25  # a further try has this many times the steps
 SAFETY = 0.95  # of the other's time, so that a run of equal time does not end after it
-TINY_STEPS = 20
-TINY_CONTEXT = 16
-TINY_CHARACTERS = 10 * (TINY_CONTEXT + 2)
-FEWEST_CHARACTERS = 10 * (256 + 2)  # 256 is the longest context that is raced
-TINY_THEIRS = (
-    *f"--max_iters={TINY_STEPS} --lr_decay_iters={TINY_STEPS} --eval_interval=10".split(),
-    *f"--block_size={TINY_CONTEXT} --n_layer=1 --n_head=2 --n_embd=16 --eval_iters=2".split(),
-)
-DeviceName = Literal["auto", "cuda", "cpu"]
+FEWEST_CHARACTERS = 10 * (256 + 2)  # 256: the context of nanoGPT's stock config
 
 
 @dataclass(frozen=True, kw_only=True)
-class RaceBench:
+class Race(Repeated):
     """Race nanoGPT's own code, with its README's command, on a text."""
 
     nanogpt: Path
@@ -37,125 +41,130 @@ class RaceBench:
     """A text file; the first 90 % of its characters train, the rest validates."""
     config: Path = Path("config/race_cpu.toml")
     """Our config."""
-    repeats: int = 3
-    """Rounds; each has its own seed."""
-    seed: int = 1337
-    """Of the first round."""
-    target: float = 0.0
-    """Also the time until an evaluation of a run's own prints at most this loss; 0 for none."""
+    tokenizer: Literal["char", "gpt2"] = "char"
+    """How the text becomes tokens; nanoGPT's dataset of gpt2 tokens is called large."""
     device: DeviceName = "auto"
-    """On cuda nanoGPT runs its stock config, else its README's command for a CPU."""
-    tiny: bool = False
-    """Small sizes and few steps, which only show that a race can be run here."""
+    """Device; on cuda nanoGPT runs its stock config, else its README's command for a CPU."""
+    flags: str = ""
+    """More flags for our train.py, in one string."""
+    their_flags: str = ""
+    """More flags for nanoGPT's train.py, in one string."""
 
-    def __post_init__(self) -> None:
-        at_least(1, self, "repeats")
-        at_least(0, self, "seed", "target")
+    def measure(self) -> Tables:
+        """Race in rounds; while ours ends above the other's loss, try more steps.
 
-    def their_flags(self, device: str) -> tuple[str, ...]:
-        flags = nanogpt.STOCK if device == "cuda" else nanogpt.CPU
-        return (*flags, *(TINY_THEIRS if self.tiny else ()))
+        No run gets more steps than the run of equal time. Models are judged off the clock.
+        """
+        text = read_lines(self.text)
+        rows: list[Row] = []
+        with temporary_folder() as folder:
+            checkout = nanogpt.copy(self.nanogpt, folder / "nanogpt")
+            prepare_both(checkout, text, self.tokenizer, folder)
+            for n in range(self.repeats):
+                rows += self.round(n, checkout, folder)
+            steps = math.ceil(LONGER * of_side(rows, US)["steps"])
+            while shortest(rows) is None and steps < of_side(rows, US_EQUAL)["steps"]:
+                rows += [self.ours(US_LONGER, n, folder, steps) for n in range(self.repeats)]
+                steps = math.ceil(LONGER * steps)
+        return {"runs": rows, "summary": summary(rows)}
 
-    def our_flags(self, seed: int) -> tuple[str, ...]:
-        steps = (f"--max_steps={TINY_STEPS}", f"--eval_every={TINY_STEPS}")
-        return (f"--seed={seed}", f"--device={self.device}", *(steps if self.tiny else ()))
+    def round(self, n: int, checkout: Path, folder: Path) -> list[Row]:
+        """Run theirs, ours, and ours again for the steps that fit into the time of theirs."""
+        stock = nanogpt.STOCK if find_device(self.device) == "cuda" else nanogpt.CPU
+        out_dir = folder / f"theirs_{n}"
+        flags = (*stock, *shlex.split(self.their_flags), f"--out_dir={out_dir}")
+        finished = nanogpt.train(checkout, FIRST_SEED + n, *flags)
+        theirs: Row = {"run": THEM, "seed": str(FIRST_SEED + n), "steps": None}
+        step_ms = statistics.median(map(float, nanogpt.UPDATE.findall(finished.text)))
+        theirs |= {"step ms": step_ms, "whole process s": finished.seconds}
+        model, context_length = nanogpt.load_loss(checkout, out_dir / "ckpt.pt")
+        theirs |= self.judge(model, context_length, folder)
+        ours = self.ours(US, n, folder)
+        steps = steps_within(ours, SAFETY * finished.seconds)
+        return [theirs, ours, self.ours(US_EQUAL, n, folder, steps)]
+
+    def ours(self, side: str, n: int, folder: Path, steps: int = 0) -> Row:
+        """Train ours, for the steps of its config or for others."""
+        seed, out_dir = FIRST_SEED + n, folder / f"ours_{n}_{steps}"
+        flags = [f"--data.path={folder / 'data'}", f"--seed={seed}", f"--device={self.device}"]
+        flags += shlex.split(self.flags)
+        if steps:
+            flags += [f"--max_steps={steps}", f"--eval_every={steps}"]
+        row = {"run": side, "seed": str(seed)} | train(self.config, out_dir, *flags)
+        model = load_model(out_dir, "last").model
+        loss_model = LossModel(model, torch.float32)
+        return row | self.judge(loss_model, model.config.context_length, folder)
+
+    def judge(self, model: nn.Module, context_length: int, folder: Path) -> Row:
+        """Evaluate a model in float32, in windows of its own context length, side by side."""
+        dataset = Dataset.open(folder / "data")
+        loss = split_loss(model.to(find_device(self.device)), context_length, dataset)
+        return {"loss": loss, "parameters": sum(p.numel() for p in model.parameters())}
 
 
-def measure(config: RaceBench) -> Tables:
-    """Race in rounds, then judge all models, off the clock."""
-    check(config)
-    on_gpu = config.device in ("auto", "cuda") and probe()["gpu"] is not None
-    with temporary_folder() as folder:
-        checkout = Checkout.copy(config.nanogpt, folder / "nanogpt")
-        fewest = TINY_CHARACTERS if config.tiny else FEWEST_CHARACTERS
-        data = prepare_both(checkout, read_text(config.text, fewest), folder)
-        their_flags = config.their_flags("cuda" if on_gpu else "cpu")
-        entries: list[Entry] = []
-        for seed in range(config.seed, config.seed + config.repeats):
-            entries += race(config, checkout, their_flags, data, seed, folder / str(seed))
-        judge(entries, data, checkout, f"--device={config.device}")
-        entries += reach(config, entries, data, checkout, folder)
-    return {"runs": [entry.row() for entry in entries], "summary": summary(entries, config.target)}
+def split_loss(model: nn.Module, context_length: int, dataset: Dataset, first: int = 0) -> float:
+    """Return the mean loss over a validation split, or over its `first` tokens."""
+    windows, at_once = Windows(dataset.vocab_size, context_length), max(1, 2**12 // context_length)
+    tokens_N = dataset.tokens("val", first)
+    batches = eval_batches(tokens_N, windows, at_once, dataset.end_of_text)
+    loss = evaluate(model, batches, World(next(model.parameters()).device))
+    assert loss is not None
+    return loss
 
 
-def check(config: RaceBench) -> None:
-    """Raise OSError or ValueError for what would fail only after a long run."""
-    nanogpt.check(config.nanogpt)
-    for path in (config.text, config.config):
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} is not a file")
+def of_side(rows: list[Row], name: str) -> Row:
+    """Return the medians of one side."""
+    return medians([row for row in rows if row["run"] == name])
 
 
-def race(
-    config: RaceBench,
-    checkout: Checkout,
-    their_flags: tuple[str, ...],
-    data: Path,
-    seed: int,
-    folder: Path,
-) -> list[Entry]:
-    """One round: theirs, ours, and ours with as many steps as fit into the time of theirs."""
-    theirs = checkout.train(folder / "theirs", seed, *their_flags)
-    flags = (f"--data.path={data}", *config.our_flags(seed))
-    first = ours.train(config.config, folder / "ours", *flags)
-    steps = first.steps_within(SAFETY * theirs.seconds)
-    longer = (*flags, f"--max_steps={steps}", f"--eval_every={steps}")
-    second = ours.train(config.config, folder / "equal", *longer)
+def shortest(rows: list[Row]) -> Row | None:
+    """Return the medians of our shortest runs that end at most at the other's loss, if any do."""
+    tries: dict[int, list[Row]] = {}
+    for row in rows:
+        if row["run"] in (US, US_LONGER):
+            tries.setdefault(row["steps"], []).append(row)
+    target = of_side(rows, THEM)["loss"]
+    return next((m for m in map(medians, tries.values()) if m["loss"] <= target), None)
+
+
+def summary(rows: list[Row]) -> list[Row]:
+    """Return the race in a few lines: medians over the rounds, and theirs divided by ours."""
+    theirs, ours, equal = (of_side(rows, name) for name in (THEM, US, US_EQUAL))
+    pairs = {
+        "whole process, s": ("whole process s", ours),
+        "loss on the whole validation split": ("loss", ours),
+        "time to nanoGPT's final loss, s": ("whole process s", shortest(rows)),
+        "time of the run of equal time, s": ("whole process s", equal),
+        "loss at equal time": ("loss", equal),
+        "parameters": ("parameters", ours),
+    }
     return [
-        Entry(THEM, seed, 0, theirs, folder / "theirs/ckpt.pt"),
-        Entry(US, seed, len(first.updates), first.finished, first.out_dir),
-        Entry(US_EQUAL, seed, steps, second.finished, second.out_dir),
+        {"median": what, THEM: theirs[column]}
+        | ({US: own[column], "ratio": theirs[column] / own[column]} if own else {US: "not reached"})
+        for what, (column, own) in pairs.items()
     ]
 
 
-def reach(
-    config: RaceBench, entries: list[Entry], data: Path, checkout: Checkout, folder: Path
-) -> list[Entry]:
-    """Where ours ended above the other's loss: again with more steps, until it ends below.
-
-    The config's steps are enough for one text; another may be harder. At most those of the run
-    of equal time are tried.
-    """
-    steps, most = (next(e.steps for e in entries if e.side == name) for name in (US, US_EQUAL))
-    tried: list[Entry] = []
-    while reached(entries + tried) is None and (steps := math.ceil(LONGER * steps)) < most:
-        new: list[Entry] = []
-        for seed in range(config.seed, config.seed + config.repeats):
-            flags = (f"--data.path={data}", *config.our_flags(seed), f"--max_steps={steps}")
-            run = ours.train(config.config, folder / f"{seed}/{steps}", *flags)
-            new.append(Entry(f"{US}, more steps", seed, steps, run.finished, run.out_dir))
-        judge(new, data, checkout, f"--device={config.device}")
-        tried += new
-    return tried
-
-
-def read_text(path: Path, fewest: int = FEWEST_CHARACTERS) -> str:
-    """Read a text with \\n for every line end, as nanoGPT does. Raises ValueError if it is none."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: {error}") from error
-    if not text.strip():
-        raise ValueError(f"{path} holds no text")
-    if len(text) < fewest:
+def read_lines(path: Path) -> str:
+    """Read a text with \n for every line end, as nanoGPT does. Raises ValueError if it is short."""
+    text = read_text(path).replace("\r\n", "\n").replace("\r", "\n")
+    if len(text) < FEWEST_CHARACTERS:
         raise ValueError(
-            f"{path} is too short: its last tenth must be longer than a context, "
-            f"which takes {fewest:,} characters: got {len(text):,}"
+            f"{path} is too short: its last tenth must be longer than a context, which takes "
+            f"{FEWEST_CHARACTERS:,} characters: got {len(text):,}"
         )
     return text
 
 
-def prepare_both(checkout: Checkout, text: str, folder: Path) -> Path:
-    """Prepare the text by characters on both sides; return our dataset.
-
-    Raises ValueError if the two are not the same tokens in the same splits.
-    """
+def prepare_both(checkout: Path, text: str, tokenizer: str, folder: Path) -> None:
+    """Prepare the text on both sides. Raises ValueError if these differ in a token or a split."""
     path = folder / "input.txt"
     path.write_text(text, encoding="utf-8", newline="\n")
-    data = folder / "data"
-    ours.prepare(path, "char", data)
-    theirs = checkout.prepare(text)
-    for split in SPLITS:
-        if (theirs / f"{split}.bin").read_bytes() != (data / token_file(split)).read_bytes():
-            raise ValueError(f"the two sides have different {split} tokens of this text")
-    return data
+    prepare(path, tokenizer, folder / "data")
+    if tokenizer == "gpt2":  # nanoGPT keeps such tokens in files of the same form
+        (checkout / "data/large").symlink_to(folder / "data")
+        return
+    theirs = nanogpt.prepare(checkout, path)
+    for name in ("train.bin", "val.bin"):
+        if (theirs / name).read_bytes() != (folder / "data" / name).read_bytes():
+            raise ValueError(f"the two sides have different tokens of this text in {name}")

@@ -1,90 +1,118 @@
 """Rows of results, as markdown tables and as records in one JSON file."""
 
 import json
+import os
+import platform
+import re
 import statistics
+import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.files import write_whole
+import files
+from engine.cli import at_least
 
-Value = str | float | None
-Row = dict[str, Value]
+Row = dict[str, Any]  # by column: a text, a number, or None for what was not measured
 Tables = dict[str, list[Row]]  # by what they show, such as "runs" and "summary"
 
 RESULTS = Path("docs/results.json")
-MISSING = "–"
+MEBIBYTE = 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """Where results go besides the screen."""
+
+    json: Path | None = None
+    """File to add the record to, such as docs/results.json."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repeated(Output):
+    """A measurement that is repeated."""
+
+    repeats: int = 3
+    """Number of rounds; each has its own seed."""
+
+    def __post_init__(self) -> None:
+        at_least(1, self, "repeats")
 
 
 def markdown(rows: list[Row]) -> str:
     """[{"run": "a", "loss": 1.5}] -> `| run | loss |`, a ruler, `| a | 1.5000 |`."""
     columns = list(dict.fromkeys(column for row in rows for column in row))
-    numeric = {c for c in columns if any(isinstance(row.get(c), int | float) for row in rows)}
-    lines = [
-        columns,
-        ["---:" if column in numeric else "---" for column in columns],
-        *([cell(row.get(column)) for column in columns] for row in rows),
-    ]
+    cells = [[cell(row.get(column)) for column in columns] for row in rows]
+    lines = [columns, ["---"] * len(columns), *cells]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def cell(value: Value) -> str:
+def cell(value: Any) -> str:
     """1234567 -> `1,234,567`, 61.25 -> `61.2`, 1.898 -> `1.8980`, None -> `–`."""
+    if value is None:
+        return "–"
     if isinstance(value, str):
         return value.replace("|", "\\|")
-    if value is None:
-        return MISSING
-    if isinstance(value, int):
-        return f"{value:,}"
-    size = abs(value)
-    return f"{value:,.0f}" if size >= 1000 else f"{value:.1f}" if size >= 10 else f"{value:.4f}"
+    if isinstance(value, int) or abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.4f}"
 
 
 def medians(rows: list[Row]) -> Row:
-    """The median of each column of numbers; of texts, the one that all rows share."""
+    """Return the median of each column of numbers; of texts, the one that all rows share."""
     result: Row = {}
-    for column in rows[0]:
-        values = [row[column] for row in rows]
-        numbers = [value for value in values if isinstance(value, int | float)]
-        if len(numbers) == len(values):
-            result[column] = statistics.median(numbers)
-        elif len(set(values)) == 1:
-            result[column] = values[0]
+    for column, first in rows[0].items():
+        values = {row[column] for row in rows}
+        if isinstance(first, int | float):
+            result[column] = statistics.median(row[column] for row in rows)
+        elif len(values) == 1:
+            result[column] = first
     return result
 
 
-def ratio(theirs: Value, ours: Value) -> str | None:
-    """How many times less ours is: (100, 10) -> `10.0 ×`."""
-    if isinstance(theirs, int | float) and isinstance(ours, int | float) and ours:
-        return f"{theirs / ours:.2f} ×"
-    return None
-
-
 def report(record: dict[str, Any]) -> str:
-    """A record as a page of markdown: what was run, where and when, and its tables."""
+    """Return a record as a page of markdown: what was run, where and when, and its tables."""
     machine = ", ".join(f"{key} {value}" for key, value in record["machine"].items() if value)
-    head = f"### {record['benchmark']}, {record['date']}\n\n`{record['command']}`\n\n{machine}"
-    tables = (f"{name}:\n\n{markdown(rows)}" for name, rows in record["tables"].items() if rows)
-    return "\n\n".join([head, *tables])
+    head = [f"### {record['benchmark']}, {record['date']}", f"`{record['command']}`", machine]
+    tables = [f"{name}:\n\n{markdown(rows)}" for name, rows in record["tables"].items() if rows]
+    return "\n\n".join(head + tables)
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """Return the records of a file, none if it is not there. Raises ValueError if damaged."""
-    if not path.exists():
-        return []
+    """Return the records of a file, none if it is not there."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+
+
+def add(path: Path, record: dict[str, Any]) -> None:
+    """Add a record to those of a file."""
+    text = json.dumps([*read(path), record], indent=2, ensure_ascii=False)
+    files.write_text(path, text + "\n")
+
+
+def describe_machine() -> dict[str, Any]:
+    """Return all about this machine that a number depends on."""
+    import torch  # not before the measurement: see Finished.peak_bytes
+
+    cpu_info = Path("/proc/cpuinfo")  # on Linux
+    text = cpu_info.read_text(encoding="utf-8") if cpu_info.exists() else ""
+    found = re.search(r"model name\s*: (.*)", text)
+    return {
+        "CPU": found[1] if found else platform.processor(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "GPU": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "torch": torch.__version__,
+        "Python": platform.python_version(),
+        "commit": commit(Path(__file__).parent),
+    }
+
+
+def commit(folder: Path) -> str:
+    """Return the commit of a folder, with a + if files were changed; `unknown` without git."""
+    command = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
     try:
-        records = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(records, list):
-        raise ValueError(f"{path} must hold a list of records")
-    return records
-
-
-def append(path: Path, record: dict[str, Any]) -> None:
-    """Add a record to a file, which has either the old records or these and the new one."""
-    write(path, [*read(path), record])
-
-
-def write(path: Path, value: Any) -> None:
-    """Put JSON in place of what a file holds, whole or not at all."""
-    write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        found = subprocess.check_output(command, cwd=folder, stderr=subprocess.DEVNULL)
+        return found.decode().strip()
+    except (OSError, subprocess.CalledProcessError):  # a copy without git, or no git at all
+        return "unknown"

@@ -1,78 +1,61 @@
-"""Text to tokens on all cores, in order, with a bounded amount of either in memory."""
+"""Encode text on all cores, in order, with little of the text and its tokens in memory at once."""
 
 import copy
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple
 
 import numpy as np
 
-from data.format import SPLITS
 from data.split import Part
 from data.tokenizer import Tokenizer
 
-BATCH = 500_000  # characters that a thread takes at a time
-
-ItemT = TypeVar("ItemT")
-ResultT = TypeVar("ResultT")
+BATCH = 500_000  # characters that a thread encodes at a time
 
 
-@dataclass(frozen=True, kw_only=True)
-class Encoded:
-    """Some text of one split."""
+class Encoded(NamedTuple):
+    """A part of a document and its tokens."""
 
-    split: str
-    tokens_T: np.ndarray
-    bytes: int
-    """Bytes of UTF-8 that the tokens stand for, without end-of-text."""
-    documents: int
-    """Documents that start here."""
+    part: Part
+    tokens_N: np.ndarray  # with end-of-text in front, where it is needed
+    bytes: int  # of the text in UTF-8: end-of-text counts for none
 
 
 def encode_all(parts: Iterable[Part], tokenizer: Tokenizer, *, separate: bool) -> Iterator[Encoded]:
-    """Yield all parts as tokens, each document after an end-of-text token if `separate`."""
+    """Yield all parts with their tokens; `separate` puts end-of-text before each document."""
     own = threading.local()
 
     def begin_thread() -> None:
-        # The regex engine in tiktoken is free of locks only for the thread that first used it: with
-        # one engine for all, two threads were measured to take 1.8 times the CPU time.
+        # The regex engine in tiktoken is free of locks only for the thread that used it first: two
+        # threads that shared one engine were measured to take 1.8 times the CPU time.
         own.tokenizer = copy.deepcopy(tokenizer)
 
-    def encode(parts: list[Part]) -> list[Encoded]:
-        return encode_batch(parts, own.tokenizer, separate)
+    def encode(batch: list[Part]) -> list[Encoded]:
+        return [encode_part(part, own.tokenizer, separate) for part in batch]
 
-    for batch in map_in_order(encode, batched(parts), begin_thread):
-        yield from batch
+    threads = os.cpu_count() or 1
+    with ThreadPoolExecutor(threads, initializer=begin_thread) as pool:
+        waiting: deque[Future[list[Encoded]]] = deque()
+        for batch in batched(parts):
+            waiting.append(pool.submit(encode, batch))
+            if len(waiting) > 2 * threads:  # Executor.map would read all the text ahead
+                yield from waiting.popleft().result()
+        while waiting:
+            yield from waiting.popleft().result()
 
 
-def encode_batch(parts: list[Part], tokenizer: Tokenizer, separate: bool) -> list[Encoded]:
-    """Return the tokens of each split that occurs in `parts`."""
-    batch: list[Encoded] = []
-    for split in SPLITS:
-        own = [part for part in parts if part.split == split]
-        arrays: list[np.ndarray] = []
-        for part in own:
-            if separate and part.starts_document:
-                arrays.append(np.array([tokenizer.end_of_text]))
-            arrays.append(tokenizer.encode_array(part.text))
-        if own:
-            batch.append(
-                Encoded(
-                    split=split,
-                    tokens_T=np.concatenate(arrays),
-                    bytes=sum(len(part.text.encode()) for part in own),
-                    documents=sum(part.starts_document for part in own),
-                )
-            )
-    return batch
+def encode_part(part: Part, tokenizer: Tokenizer, separate: bool) -> Encoded:
+    """Return the tokens of a part, after end-of-text if it starts a document and `separate`."""
+    before = [tokenizer.end_of_text] if separate and part.starts_document else []
+    tokens_N = np.concatenate([np.array(before, np.uint32), tokenizer.encode_array(part.text)])
+    return Encoded(part, tokens_N, len(part.text.encode()))
 
 
 def batched(parts: Iterable[Part]) -> Iterator[list[Part]]:
-    """Group parts, so that a short document is not a task of its own."""
+    """Group parts, because handing each short document to a thread of its own would take long."""
     batch: list[Part] = []
     characters = 0
     for part in parts:
@@ -80,22 +63,6 @@ def batched(parts: Iterable[Part]) -> Iterator[list[Part]]:
         characters += len(part.text)
         if characters >= BATCH:
             yield batch
-            batch, characters = [], 0
+            batch = []
+            characters = 0
     yield batch
-
-
-def map_in_order(
-    function: Callable[[ItemT], ResultT],
-    items: Iterable[ItemT],
-    begin_thread: Callable[[], None] = lambda: None,
-) -> Iterator[ResultT]:
-    """Map on a thread per core. Unlike Executor.map it reads only a few items ahead."""
-    threads = os.cpu_count() or 1
-    with ThreadPoolExecutor(threads, initializer=begin_thread) as pool:
-        waiting: deque[Future[ResultT]] = deque()
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > 2 * threads:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()

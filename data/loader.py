@@ -1,7 +1,7 @@
-"""Token files to batches, as a pure function of (seed, step): nothing to save, nothing to restore.
+"""Make batches from token files, as a pure function of (seed, step): there is no state to save.
 
-Each rank computes the same order and takes its own rows, so a run can stop, resume or change
-its number of devices and still see the same data.
+Each rank computes the same order and takes its own rows, so a run can stop, resume, or change
+its number of devices, and still sees the same data.
 """
 
 import json
@@ -20,7 +20,7 @@ from data.tokenizer import Tokenizer, load_tokenizer
 from data.windows import cut_windows
 
 IGNORED = -100  # the target that torch's cross_entropy leaves out by default
-QUICKLY_READ = 200_000_000  # bytes; a file up to this size is checked in whole when it is opened
+QUICKLY_READ = 200_000_000  # bytes; a file up to this size is checked as a whole when it is opened
 Batch = tuple[Tensor, Tensor]  # tokens_BT, targets_BT
 
 
@@ -36,12 +36,15 @@ class Dataset:
     """A folder that data.prepare wrote, checked. Make one with `Dataset.open`."""
 
     def __init__(self, path: Path, meta: dict[str, Any], tokenizer: Tokenizer):
-        self.path, self.meta, self.tokenizer = path, meta, tokenizer
-        self.vocab_size, self.end_of_text = tokenizer.vocab_size, tokenizer.end_of_text
+        self.path = path
+        self.meta = meta
+        self.tokenizer = tokenizer
+        self.vocab_size = tokenizer.vocab_size
+        self.end_of_text = tokenizer.end_of_text
 
     @classmethod
     def open(cls, path: Path) -> "Dataset":
-        """Open a dataset. Raises FileNotFoundError or ValueError if it is none, or is damaged."""
+        """Open a dataset. Raises FileNotFoundError if there is none, ValueError if damaged."""
         if not (path / META).is_file():
             raise FileNotFoundError(
                 f"{path} is not a prepared dataset (it has no {META}): "
@@ -62,22 +65,22 @@ class Dataset:
             raise ValueError(f"{path} is damaged: {reason}; prepare it again") from error
 
     def tokens(self, split: str, first: int = 0) -> np.ndarray:
-        """Return the ids of "train" or "val", or the `first` so many, as they lie on the disk."""
-        ids = np.memmap(self.path / token_file(split), token_dtype(self.vocab_size), mode="r")
-        return ids[: first or None]
+        """Map the ids of "train" or "val", (N,), into memory; `first` > 0 takes only that many."""
+        file = self.path / token_file(split)
+        return np.memmap(file, token_dtype(self.vocab_size), mode="r")[: first or None]
 
     def bits_per_byte(self, loss: float) -> float:
-        """Return a validation loss in nats per token as bits per byte, whatever the tokenizer."""
+        """Convert a validation loss from nats per token, to compare it across tokenizers."""
         val = self.meta["splits"]["val"]
         return loss / math.log(2) * val["tokens"] / val["bytes"]
 
     def entropy(self, first: int = 0) -> float | None:
-        """Return the least mean loss of validation in nats per token, where it is known."""
+        """Return the lowest possible loss on all of val, in nats per token; None if unknown."""
         known = "entropy" in self.meta and not first
         return self.meta["entropy"]["val"]["per_token"] if known else None
 
     def fitting_vocab_size(self, asked: int) -> int:
-        """Return `asked`, or for 0 the dataset's own. Raises ValueError if it is too small."""
+        """Return `asked`, or the dataset's own for 0. Raises ValueError if it is too small."""
         if 0 < asked < self.vocab_size:
             raise ValueError(
                 f"model.vocab_size must hold the {self.vocab_size} tokens of {self.path}: "
@@ -85,111 +88,111 @@ class Dataset:
             )
         return asked or self.vocab_size
 
-    @property
-    def documents(self) -> int:
-        """Return the number of training texts; with more than one, each starts with end-of-text."""
-        return self.meta["splits"]["train"]["documents"]
+    def identity(self) -> dict[str, dict[str, Any]]:
+        """Return what a checkpoint stores of it: the tokenizer, and sizes and hashes of splits."""
+        return {"tokenizer": self.tokenizer.state(), "data": self.meta["splits"]}
 
     def _check(self, split: str) -> None:
         """Raise ValueError if a token file is not the one that meta.json describes."""
-        about, file = self.meta["splits"][split], self.path / token_file(split)
+        about = self.meta["splits"][split]
+        file = self.path / token_file(split)
         expected = about["tokens"] * token_dtype(self.vocab_size).itemsize
-        if (size := file.stat().st_size) != expected:
+        size = file.stat().st_size
+        if size != expected:
             raise ValueError(f"{file.name} should have {expected} bytes, not {size}")
         if size <= QUICKLY_READ:
-            tokens = self.tokens(split)
-            check_ids(tokens, self.vocab_size)
-            check_sha256(file.name, tokens.data, about["sha256"])
+            check_ids(self.tokens(split), self.vocab_size)
+            check_sha256(file, about["sha256"])
 
 
 def read_tokenizer(path: Path, state: dict[str, Any]) -> Tokenizer:
-    """Return the tokenizer that meta.json describes, or whose ranks it has in a file."""
+    """Return the tokenizer that meta.json describes, with its ranks from their own file."""
     if "ranks_sha256" in state:
-        ranks = (path / RANKS).read_bytes()
-        check_sha256(RANKS, ranks, state["ranks_sha256"])
-        state = {**state, "ranks": ranks.decode()}
+        check_sha256(path / RANKS, state["ranks_sha256"])
+        state = {**state, "ranks": (path / RANKS).read_text(encoding="utf-8")}
     return load_tokenizer(state)
 
 
-def check_ids(tokens: np.ndarray, vocab_size: int) -> None:
-    """Raise ValueError if a token is outside the vocabulary: a GPU would only say "assert"."""
-    if tokens.max(initial=0) >= vocab_size:
-        raise ValueError(f"token {tokens.max()} is outside its vocabulary of {vocab_size}")
+def check_ids(ids: np.ndarray, vocab_size: int) -> None:
+    """Raise ValueError if an id is outside the vocabulary: a GPU would only say "assert"."""
+    if ids.max(initial=0) >= vocab_size:
+        raise ValueError(f"token {ids.max()} is outside its vocabulary of {vocab_size}")
+
+
+@dataclass(frozen=True)
+class Windows:
+    """How a split is cut into windows, and which of the processes reads them."""
+
+    vocab_size: int  # of the tokenizer: ids that are not below it are refused
+    context_length: int
+    rank: int = 0
+    world_size: int = 1
 
 
 class Batches:
     """Windows of a split in a seeded order, each once per epoch."""
 
-    def __init__(
-        self,
-        tokens: np.ndarray,
-        *,
-        vocab_size: int,
-        context_length: int,
-        batch_size: int,
-        seed: int,
-        rank: int = 0,
-        world_size: int = 1,
-    ):
-        if batch_size % world_size:
+    def __init__(self, tokens_N: np.ndarray, windows: Windows, batch_size: int, seed: int) -> None:
+        T = windows.context_length
+        processes = windows.world_size
+        if batch_size % processes:
             raise ValueError(
                 f"the number of processes must divide batch_size: got batch_size={batch_size}, "
-                f"{world_size} processes"
+                f"{processes} processes"
             )
-        if len(tokens) <= context_length:
+        if len(tokens_N) <= T:
             raise ValueError(
-                f"a text must be longer than one context: got {len(tokens)} tokens, "
-                f"context_length={context_length}; give more text or a smaller context_length"
+                f"a text must be longer than one context: got {len(tokens_N)} tokens, "
+                f"context_length={T}; give more text or a smaller context_length"
             )
-        self.tokens, self.vocab_size, self.seed = tokens, vocab_size, seed
-        self.context_length, self.batch_size = context_length, batch_size
-        self.rows = batch_size // world_size
-        self.first_row = rank * self.rows
-        # One window fewer than could fit leaves room to shift the grid by up to a context.
-        self.n_windows = max(1, len(tokens) // context_length - 1)
-        self.n_offsets = min(context_length, len(tokens) - self.n_windows * context_length)
-        self._epoch, self._starts = -1, np.empty(0, np.int64)
+        self.tokens_N = tokens_N
+        self.windows = windows
+        self.batch_size = batch_size
+        self.seed = seed
+        self.rows = batch_size // processes
+        # One window fewer than could fit leaves room to shift the grid by up to a context
+        self.n_windows = max(1, len(tokens_N) // T - 1)
+        self.n_offsets = min(T, len(tokens_N) - self.n_windows * T)
+        self._epoch = -1
+        self._starts = np.empty(0, np.int64)
 
     def batch(self, step: int) -> Batch:
         """Return this rank's inputs and targets of a step; targets are one token later."""
-        first = step * self.batch_size + self.first_row
+        first = step * self.batch_size + self.windows.rank * self.rows
         starts = map(self._start, range(first, first + self.rows))
-        windows = [self.tokens[start : start + self.context_length + 1] for start in starts]
-        windows_BS = np.stack(windows).astype(np.int64)  # S = T + 1
-        check_ids(windows_BS, self.vocab_size)
-        return torch.tensor(windows_BS[:, :-1]), torch.tensor(windows_BS[:, 1:])
+        length = self.windows.context_length + 1
+        windows_BS = np.stack([self.tokens_N[start : start + length] for start in starts])
+        check_ids(windows_BS, self.windows.vocab_size)
+        tokens_BS = torch.from_numpy(windows_BS.astype(np.int64))  # S = T + 1
+        return tokens_BS[:, :-1].contiguous(), tokens_BS[:, 1:].contiguous()
 
     def _start(self, sample: int) -> int:
-        """Return where the window of the run's n-th sample starts."""
+        """Return the first token of window number `sample`, counted over the whole run."""
         epoch, i = divmod(sample, self.n_windows)
-        if epoch != self._epoch:  # keeps one epoch's order, since most samples share it
+        if epoch != self._epoch:  # most windows share the epoch of the one before
             rng = np.random.default_rng([self.seed, epoch])
-            offset = rng.integers(self.n_offsets)  # so that windows begin elsewhere each time
+            offset = rng.integers(self.n_offsets)  # windows start elsewhere in each epoch
             self._epoch = epoch
-            self._starts = offset + self.context_length * rng.permutation(self.n_windows)
+            self._starts = offset + self.windows.context_length * rng.permutation(self.n_windows)
         return int(self._starts[i])
 
 
 def eval_batches(
-    tokens: np.ndarray,
-    end_of_text: int | None = None,
-    *,
-    vocab_size: int,
-    context_length: int,
-    batch_size: int,
-    rank: int = 0,
-    world_size: int = 1,
+    tokens_N: np.ndarray, windows: Windows, batch_size: int, end_of_text: int | None = None
 ) -> Iterator[Batch]:
     """Yield this rank's batches of a whole split: each token but the first is a target once.
 
-    All have the same shape; what a window lacks has the target IGNORED. Ranks take batches in
-    turn, so some may get one more.
+    All batches have the same shape; where a window is shorter, the target is IGNORED. The ranks
+    take batches in turn, so some may get one more.
     """
-    shape, windows = (batch_size, context_length), cut_windows(tokens, context_length, end_of_text)
-    for first in range(rank * batch_size, len(windows), world_size * batch_size):
-        tokens_BT, targets_BT = np.zeros(shape, np.int64), np.full(shape, IGNORED)
-        for b, (start, end) in enumerate(windows[first : first + batch_size]):
-            window = tokens[start : end + 1].astype(np.int64)
-            check_ids(window, vocab_size)
-            tokens_BT[b, : end - start], targets_BT[b, : end - start] = window[:-1], window[1:]
+    bounds = cut_windows(tokens_N, windows.context_length, end_of_text)
+    shape = (batch_size, windows.context_length)
+    for first in range(windows.rank * batch_size, len(bounds), windows.world_size * batch_size):
+        tokens_BT = np.zeros(shape, np.int64)
+        targets_BT = np.full(shape, IGNORED)
+        for b, (start, end) in enumerate(bounds[first : first + batch_size]):
+            window_S = tokens_N[start : end + 1].astype(np.int64)
+            check_ids(window_S, windows.vocab_size)
+            tokens_BT[b, : end - start] = window_S[:-1]
+            targets_BT[b, : end - start] = window_S[1:]
         yield torch.from_numpy(tokens_BT), torch.from_numpy(targets_BT)

@@ -1,6 +1,6 @@
-"""Text to token files: python -m data.prepare SOURCE... [--tokenizer=bpe] [--out=DIR]
+"""Turn text into token files: python -m data.prepare SOURCE... [--tokenizer=bpe] [--out=DIR]
 
-A SOURCE is a named corpus (stdlib, shakespeare, stories), a file or a folder. Where there is more
+A SOURCE is a named corpus (stdlib, shakespeare, stories), a file or a folder. If there is more
 than one document, each begins with the end-of-text token, so that generation can start from it.
 """
 
@@ -12,23 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from tqdm import tqdm
+import tiktoken
 
 from data.bpe import train_bpe
 from data.encode import encode_all
-from data.gpt2 import gpt2_ranks
+from data.format import SPLITS
 from data.sources import NAMED, Corpus
-from data.split import Scan
+from data.split import Scan, progress
 from data.stories import read_nats
-from data.tokenizer import (
-    GPT2_PATTERN,
-    N_BYTES,
-    BPETokenizer,
-    ByteTokenizer,
-    CharTokenizer,
-    Tokenizer,
-)
-from data.writer import DatasetWriter, new_dataset
+from data.tokenizer import GPT2_PATTERN, BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer
+from data.writer import DatasetWriter, new_dataset, reserved
 from engine.cli import Positional, parse_config, run
 
 BPE_VOCAB_SIZE = 4096
@@ -40,17 +33,13 @@ class PrepareConfig:
     """Turn text into token files that train.py reads."""
 
     sources: Positional[tuple[str, ...]] = ()
-    """Named corpora (stdlib, shakespeare, stories), folders, files (.txt, .jsonl, code; .gz)."""
-
+    """Named corpora (stdlib, shakespeare, stories), folders, or files (.txt, .jsonl, code; .gz)."""
     tokenizer: Literal["bpe", "gpt2", "byte", "char"] = "bpe"
-    """bpe is trained on the text; gpt2 is GPT-2's own; byte and char have no merges."""
-
+    """bpe learns its merges from the text, gpt2 takes GPT-2's; byte and char have no merges."""
     vocab_size: int = 0
-    """Tokens of a bpe vocabulary, with the 256 bytes and end-of-text; 0 for 4096."""
-
+    """Size of a bpe vocabulary, counting the 256 bytes and end-of-text; 0 takes 4096."""
     out: Path | None = None
-    """Folder to write (default: data/ and the first source's name and the tokenizer's)."""
-
+    """Folder to write; by default data/SOURCE_TOKENIZER, such as data/stdlib_bpe."""
     val_fraction: float = 0.1
     """Fraction of the text that is held back for validation."""
 
@@ -59,15 +48,11 @@ class PrepareConfig:
             raise ValueError(f"name a file, a folder or one of {', '.join(NAMED)} to prepare")
         if not 0 < self.val_fraction < 1:
             raise ValueError(f"val_fraction must lie between 0 and 1: got {self.val_fraction}")
-        if self.vocab_size and self.tokenizer != "bpe":
+        least = ByteTokenizer.vocab_size
+        if self.vocab_size and (self.tokenizer != "bpe" or self.vocab_size < least):
             raise ValueError(
-                f"vocab_size is chosen for bpe only: got tokenizer={self.tokenizer}, "
-                f"vocab_size={self.vocab_size}; leave one of them out"
-            )
-        if self.vocab_size and self.vocab_size <= N_BYTES:
-            raise ValueError(
-                f"vocab_size must be at least {N_BYTES + 1} (the bytes and end-of-text): "
-                f"got {self.vocab_size}"
+                f"vocab_size is for bpe only, and at least {least} (the bytes and end-of-text): "
+                f"got vocab_size={self.vocab_size}, tokenizer={self.tokenizer}; leave it out"
             )
 
     @property
@@ -78,43 +63,44 @@ class PrepareConfig:
 
 
 def prepare(config: PrepareConfig) -> None:
-    """Tokenize the sources into a folder. Nothing is written before all of them were read."""
-    corpus = Corpus.find(config.sources)
-    if corpus.skipped:
-        names = ", ".join(path.name for path in corpus.skipped[:3])
-        print(f"not UTF-8 text, so left out: {len(corpus.skipped)} files, such as {names}")
-    scan = Scan.of(corpus, config.val_fraction)
-    tokenizer = make_tokenizer(config, corpus, scan)
-    with new_dataset(config.folder, tokenizer) as writer:
-        with progress("encode", scan) as bar:
+    """Turn the sources into a dataset. No file is written before all of them have been read."""
+    about: dict[str, Any] = {"sources": config.sources, "val_fraction": config.val_fraction}
+    with reserved(config.folder):
+        corpus = Corpus.find(config.sources)
+        if corpus.skipped:
+            names = ", ".join(path.name for path in corpus.skipped[:3])
+            print(f"not UTF-8 text, so left out: {len(corpus.skipped)} files, such as {names}")
+        scan = Scan.of(corpus, config.val_fraction)
+        tokenizer = make_tokenizer(config, corpus, scan)
+        with new_dataset(config.folder, tokenizer) as writer, progress("encode", scan.bytes) as bar:
             for encoded in encode_all(scan.parts(corpus), tokenizer, separate=scan.documents > 1):
-                writer.files[encoded.split].write(encoded)
+                writer.files[encoded.part.split].write(encoded)
                 bar.update(encoded.bytes)
-        about: dict[str, Any] = {"sources": config.sources, "val_fraction": config.val_fraction}
-        if config.sources == ("stories",):
-            about["entropy"] = entropy(read_nats(), scan, writer)
-        writer.commit(**about)
-    if "entropy" in about:
-        print(f"the entropy of val: {about['entropy']['val']['per_token']:.4f} nats per token")
-    print(summary(writer, preset="stories" if "entropy" in about else "quickstart"))
+            if config.sources == ("stories",):
+                about["entropy"] = entropy(read_nats(), scan, writer)
+            writer.commit(**about)
+    report(writer, about)
 
 
 def entropy(nats: list[float], scan: Scan, writer: DatasetWriter) -> dict[str, dict[str, float]]:
-    """What each split costs under the grammar that wrote it: on average no model costs less.
+    """Return the loss of the grammar itself on each split: on average, no model has a lower one.
 
-    An end of text costs nothing, as "The end." announces it. The first token is not predicted.
+    End-of-text costs nothing, because "The end." announces it. The first token is not predicted.
     """
     found: dict[str, dict[str, float]] = {}
     for split, file in writer.files.items():
-        in_val = split == "val"
-        total = math.fsum(n for n, val in zip(nats, scan.validates, strict=True) if val == in_val)
-        per_token, bits_per_byte = total / (file.tokens - 1), total / math.log(2) / file.bytes
-        found[split] = {"nats": total, "per_token": per_token, "bits_per_byte": bits_per_byte}
+        costs = zip(nats, scan.validates, strict=True)
+        total = math.fsum(cost for cost, validates in costs if SPLITS[validates] == split)
+        found[split] = {
+            "nats": total,
+            "per_token": total / (file.tokens - 1),
+            "bits_per_byte": total / math.log(2) / file.bytes,
+        }
     return found
 
 
 def make_tokenizer(config: PrepareConfig, corpus: Corpus, scan: Scan) -> Tokenizer:
-    """Return the tokenizer that `config` asks for, made from the text where that is its nature."""
+    """Return the tokenizer that `config` asks for, learned from the text if it is bpe or char."""
     match config.tokenizer:
         case "gpt2":
             return BPETokenizer(gpt2_ranks(), kind="gpt2")
@@ -123,21 +109,35 @@ def make_tokenizer(config: PrepareConfig, corpus: Corpus, scan: Scan) -> Tokeniz
         case "char":
             characters: set[str] = set()
             for pieces in corpus.documents():
-                characters.update(*pieces)
+                for piece in pieces:
+                    characters.update(piece)
             return CharTokenizer("".join(characters), with_end_of_text=scan.documents > 1)
         case "bpe":
             vocab_size = config.vocab_size or BPE_VOCAB_SIZE
             ranks = train_bpe(training_sample(corpus, scan), vocab_size - 1, GPT2_PATTERN)
             if len(ranks) < vocab_size - 1:
-                print(f"the text has pairs for {len(ranks) + 1:,} tokens, not for {vocab_size:,}")
+                print(f"the text suffices for {len(ranks) + 1:,} tokens, not {vocab_size:,}")
             return BPETokenizer(ranks, kind="bpe")
 
 
+def gpt2_ranks() -> dict[bytes, int]:
+    """Return GPT-2's tokens with their ranks, which tiktoken downloads once, or raise OSError."""
+    try:
+        return tiktoken.get_encoding("gpt2")._mergeable_ranks
+    except OSError as error:
+        raise OSError(
+            f"GPT-2's vocabulary cannot be downloaded ({type(error).__name__}): let "
+            "TIKTOKEN_CACHE_DIR name a folder that has its two files, or use --tokenizer=bpe, "
+            "byte or char, which need no download"
+        ) from error
+
+
 def training_sample(corpus: Corpus, scan: Scan) -> Iterator[str]:
-    """Yield text of the training split, evenly from all of it where there is much."""
+    """Yield text of the training split: all of it, or if there is much, an even sample."""
     share = min(1, BPE_TRAINING_CHARACTERS / scan.characters)
-    seen = taken = 0
-    with progress("learn", scan) as bar:
+    seen = 0
+    taken = 0
+    with progress("learn", scan.bytes) as bar:
         for part in scan.parts(corpus):
             bar.update(len(part.text.encode()))
             seen += len(part.text)
@@ -146,32 +146,26 @@ def training_sample(corpus: Corpus, scan: Scan) -> Iterator[str]:
                 yield part.text
 
 
-def progress(verb: str, scan: Scan) -> tqdm:
-    """Return a bar that counts the bytes of text done; it is not drawn into a file or a pipe."""
-    return tqdm(total=scan.bytes, desc=verb, unit="B", unit_scale=True, disable=None)
-
-
-def summary(writer: DatasetWriter, preset: str) -> str:
-    """Say what was written, and what to type next."""
-    lines = [
-        f"  {split:5} {file.tokens:>13,} tokens, {file.bytes:,} bytes, {file.documents:,} documents"
-        for split, file in writer.files.items()
-    ]
-    n_bytes = sum(file.bytes for file in writer.files.values())
-    tokens = sum(file.tokens for file in writer.files.values())
-    vocabulary = f"{writer.tokenizer.vocab_size:,} tokens, {n_bytes / tokens:.2f} bytes per token"
-    return "\n".join(
-        [
-            f"{writer.folder}: a vocabulary of {vocabulary}",
-            *lines,
-            f"next: python train.py config/{preset}.toml --data.path={writer.folder} "
-            f"--out_dir=out/{writer.folder.name}",
-        ]
-    )
+def report(writer: DatasetWriter, about: dict[str, Any]) -> None:
+    """Print what was written, and what to type next."""
+    preset = "quickstart"
+    if "entropy" in about:
+        preset = "stories"
+        per_token = about["entropy"]["val"]["per_token"]
+        print(f"the entropy of val: {per_token:.4f} nats per token")
+    files = writer.files.values()
+    ratio = sum(file.bytes for file in files) / sum(file.tokens for file in files)
+    vocabulary = f"{writer.tokenizer.vocab_size:,} tokens, {ratio:.2f} bytes per token"
+    print(f"{writer.folder}: a vocabulary of {vocabulary}")
+    for split, file in writer.files.items():
+        sizes = f"{file.bytes:,} bytes, {file.documents:,} documents"
+        print(f"  {split:5} {file.tokens:>13,} tokens, {sizes}")
+    flags = f"--data.path={writer.folder} --out_dir=out/{writer.folder.name}"
+    print(f"next: python train.py config/{preset}.toml {flags}")
 
 
 def main() -> None:
-    """Prepare what the command line asks for; a termination cleans up as Ctrl-C does."""
+    """Prepare what the command line asks for. SIGTERM cleans up as Ctrl-C does."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     prepare(parse_config(PrepareConfig))
 

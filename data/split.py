@@ -1,9 +1,9 @@
-"""Which text trains and which validates: the same for the same documents, in any order.
+"""Decide which text trains and which validates. The order of the documents makes no difference.
 
-Few documents, such as one book, are each cut in two: the first part trains, the last validates.
-Many documents go whole to one side, by a hash of their text: exact duplicates stay together, so
-that no validation text is also trained on. Where that would leave far from the fraction asked for,
-as one long document among short ones can, they are cut in two as well.
+Many documents go whole to one split, by a hash of their text: exact duplicates stay together, so
+no validation document is also trained on. Few documents, such as one book, are each cut in two:
+the beginning trains, the end validates. Up to 1,000 documents are cut, too, if whole ones would
+leave the splits far from the fraction asked for, as one long document can.
 """
 
 import hashlib
@@ -17,8 +17,8 @@ from tqdm import tqdm
 from data.format import SPLITS
 from data.sources import Corpus
 
-MANY_DOCUMENTS = 20  # with fewer, whole documents could not come near the fraction asked for
-MOST_CUT = 1000  # with more they always go whole, so that no more lengths need to be remembered
+MANY_DOCUMENTS = 20  # with fewer, whole documents cannot come near the fraction asked for
+MOST_CUT = 1000  # more documents always go whole, so no more lengths need to be remembered
 FAR = 2  # times too much or too little
 HASH_BYTES = 8
 
@@ -28,25 +28,26 @@ class Part(NamedTuple):
 
     split: str
     text: str
-    starts_document: bool  # is the first piece of its document in this split
+    starts_document: bool  # it is the first piece of its document in this split
 
 
 @dataclass(kw_only=True)
 class Scan:
-    """What one look at the whole corpus has found: all that is needed to split it."""
+    """What a first reading of the corpus finds: all that is needed to split it."""
 
     val_fraction: float
+    documents: int = 0
     characters: int = 0
-    val_characters: int = 0  # of the documents that validate if they go whole
-    bytes: int = 0  # of UTF-8
+    val_characters: int = 0  # in the documents that validate if documents go whole
+    bytes: int = 0  # in UTF-8
     lengths: list[int] = field(default_factory=list)  # of the first documents, in characters
-    validates: bytearray = field(default_factory=bytearray)  # per document: 1 if its hash says so
+    validates: bytearray = field(default_factory=bytearray)  # per document: 1 if it validates whole
 
     @classmethod
     def of(cls, corpus: Corpus, val_fraction: float) -> "Scan":
-        """Read the corpus once. Raises ValueError where it is not text or holds none."""
+        """Read the corpus once. Raises ValueError if it is not text, or if it is empty."""
         scan = cls(val_fraction=val_fraction)
-        with tqdm(desc="scan", unit="B", unit_scale=True, disable=None) as bar:
+        with progress("scan") as bar:
             for pieces in corpus.documents():
                 bar.update(scan.add(pieces))
         if not scan.bytes:
@@ -55,46 +56,46 @@ class Scan:
 
     def add(self, pieces: Iterator[str]) -> int:
         """Count one document; return its size in bytes."""
-        characters, n_bytes, digest = 0, 0, hashlib.blake2b(digest_size=HASH_BYTES)
+        characters = 0
+        n_bytes = 0
+        digest = hashlib.blake2b(digest_size=HASH_BYTES)
         for piece in pieces:
             data = piece.encode()
             digest.update(data)
             characters += len(piece)
             n_bytes += len(data)
+        self.documents += 1
         self.characters += characters
         self.bytes += n_bytes
         if len(self.lengths) < MOST_CUT:
             self.lengths.append(characters)
-        threshold = self.val_fraction * 2 ** (8 * HASH_BYTES)
-        validates = int.from_bytes(digest.digest(), "big") < threshold
-        self.validates.append(validates)
-        self.val_characters += validates * characters
+        validates = int.from_bytes(digest.digest(), "big") < self.val_fraction * 256**HASH_BYTES
+        self.validates.append(int(validates))
+        if validates:
+            self.val_characters += characters
         return n_bytes
 
     @property
-    def documents(self) -> int:
-        """Return how many documents there are."""
-        return len(self.validates)
-
-    @property
     def go_whole(self) -> bool:
-        """Say whether each document goes whole to one side."""
+        """Say whether each document goes whole to one split."""
         if self.documents > MOST_CUT:
             return True
-        share, asked = self.val_characters / self.characters, self.val_fraction
+        share = self.val_characters / self.characters
+        asked = self.val_fraction
         is_near = asked / FAR <= share <= asked * FAR and 1 - share >= (1 - asked) / FAR
         return is_near and self.documents >= MANY_DOCUMENTS
 
     def train_characters(self, document: int) -> int:
-        """Return how many characters at the start of a document train; the rest validates."""
+        """Return how many characters of a document train, from its start; the rest validates."""
         if not self.go_whole:
             return int(self.lengths[document] * (1 - self.val_fraction))
         return 0 if self.validates[document] else sys.maxsize
 
     def parts(self, corpus: Corpus) -> Iterator[Part]:
-        """Read the corpus again, split. Raises ValueError if it is no longer what was scanned."""
+        """Read the corpus again, split. Raises ValueError if it differs from what was scanned."""
         changed = ValueError("the sources changed while they were read: prepare them again")
-        documents, characters = 0, 0
+        documents = 0
+        characters = 0
         for pieces in corpus.documents():
             if documents == self.documents:
                 raise changed
@@ -107,12 +108,17 @@ class Scan:
 
 
 def split_document(pieces: Iterator[str], train_characters: int) -> Iterator[Part]:
-    """Yield the first characters of a document as parts that train, the others to validate."""
+    """Yield the first `train_characters` of a document for training, the rest for validation."""
     started: set[str] = set()
     for piece in pieces:
-        halves = piece[:train_characters], piece[train_characters:]
+        halves = (piece[:train_characters], piece[train_characters:])
         train_characters -= len(halves[0])
         for split, text in zip(SPLITS, halves, strict=True):
             if text:
                 yield Part(split, text, starts_document=split not in started)
                 started.add(split)
+
+
+def progress(verb: str, total: int | None = None) -> tqdm:
+    """Return a bar that counts bytes of text. It is drawn on a terminal only."""
+    return tqdm(desc=verb, total=total, unit="B", unit_scale=True, disable=None)

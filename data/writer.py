@@ -1,7 +1,8 @@
-"""Writing a prepared dataset, so that it is whole or not there.
+"""Write a prepared dataset so that its folder holds all of it or none of it.
 
-Every file is written beside its final name and synced to the disk. Then the old meta.json goes,
-the files are renamed, and meta.json last: whenever power fails, there is no half dataset.
+All files are written beside their places and synced to the disk. Then the old meta.json is removed,
+and the new files are put in place, meta.json last. A folder without meta.json is not a dataset, so
+not even a power failure leaves half of one.
 """
 
 import contextlib
@@ -17,139 +18,135 @@ import numpy as np
 from data.encode import Encoded
 from data.format import FEWEST_TOKENS, FORMAT_VERSION, META, RANKS, SPLITS, token_dtype, token_file
 from data.tokenizer import Tokenizer
+from files import partial, sync, sync_folder, whole
 
-NAMES = (*map(token_file, SPLITS), RANKS, META)  # in the order of renaming
+if os.name == "posix":
+    import fcntl
+
+
+@contextlib.contextmanager
+def reserved(folder: Path) -> Iterator[None]:
+    """Hold a folder while the block runs; make it if needed, and remove it if it stays empty.
+
+    Raises OSError if another process holds it. The lock is on the folder itself: it leaves no file
+    behind, and the system releases it when the process ends, even if it is killed. On a network
+    file system it may keep out only processes of the same machine.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        if os.name == "posix":  # on Windows the files that another has open cannot be written
+            stack.callback(os.close, lock(folder))
+        stack.callback(remove_empty, made)
+        yield
+
+
+def lock(folder: Path) -> int:
+    """Return a descriptor that locks a folder until it is closed."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        way_out = "wait until it has ended, or pass another --out"
+        raise OSError(f"another preparation is writing to {folder}: {way_out}") from None
+    return descriptor
+
+
+def remove_empty(folders: list[Path]) -> None:
+    with contextlib.suppress(OSError):  # one is not empty
+        for folder in folders:
+            folder.rmdir()
 
 
 class TokenFile:
-    """The token file of one split, as it grows."""
+    """The token file of one split while it is being written."""
 
-    def __init__(self, path: Path, dtype: np.dtype):
-        self.dtype, self.sha256 = dtype, hashlib.sha256()
-        self.stream = open(path, "wb")  # noqa: SIM115 (closed in commit or abandon)
-        self.tokens = self.bytes = self.documents = 0
+    def __init__(self, stream: IO[bytes], dtype: np.dtype):
+        self.stream = stream
+        self.dtype = dtype
+        self.sha256 = hashlib.sha256()
+        self.tokens = 0
+        self.bytes = 0
+        self.documents = 0
 
     def write(self, encoded: Encoded) -> None:
         """Append tokens. Raises OSError if the disk is full."""
-        data = encoded.tokens_T.astype(self.dtype).tobytes()
+        data = encoded.tokens_N.astype(self.dtype).tobytes()
         self.stream.write(data)
         self.sha256.update(data)
-        self.tokens += len(encoded.tokens_T)
+        self.tokens += len(encoded.tokens_N)
         self.bytes += encoded.bytes
-        self.documents += encoded.documents
+        if encoded.part.starts_document:
+            self.documents += 1
+
+    def describe(self, split: str) -> dict[str, Any]:
+        """Return what meta.json says about the file."""
+        return {
+            "file": token_file(split),
+            "tokens": self.tokens,
+            "bytes": self.bytes,
+            "documents": self.documents,
+            "sha256": self.sha256.hexdigest(),
+        }
 
 
 @contextlib.contextmanager
 def new_dataset(folder: Path, tokenizer: Tokenizer) -> Iterator["DatasetWriter"]:
-    """Open a dataset to be written. Leaving before `commit` leaves what was there."""
-    is_new = not folder.exists()
+    """Write a dataset into a folder. An error before `commit` leaves the old one as it is."""
     writer = DatasetWriter(folder, tokenizer)
     try:
-        writer.open()
-        yield writer
-    except BaseException as error:  # Ctrl-C as well
-        writer.abandon(remove_folder=is_new)
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(folder)  # "No space left on device": on which?
+        with contextlib.ExitStack() as stack:  # exits in reverse, so META is put in place last
+            for name in (META, RANKS) if writer.ranks else (META,):
+                writer.texts[name] = stack.enter_context(whole(folder / name))
+            for split in SPLITS:
+                stream = stack.enter_context(whole(folder / token_file(split), "wb"))
+                writer.files[split] = TokenFile(stream, writer.dtype)
+            yield writer
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(folder)  # "No space left on device" does not say on which
         raise
+    sync_folder(folder)
 
 
 class DatasetWriter:
     """A dataset that is being written, in files beside those that it will replace."""
 
     def __init__(self, folder: Path, tokenizer: Tokenizer):
-        self.folder, self.tokenizer = folder, tokenizer
+        self.folder = folder
+        self.tokenizer = tokenizer
+        self.state = tokenizer.state()
+        self.ranks: str = self.state.pop("ranks", "")
         self.dtype = token_dtype(tokenizer.vocab_size)
         self.files: dict[str, TokenFile] = {}
-
-    def open(self) -> None:
-        """Begin the token files, after sweeping out what a killed preparation left."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._sweep()
-        for split in SPLITS:
-            self.files[split] = TokenFile(self._partial(token_file(split)), self.dtype)
-
-    def abandon(self, *, remove_folder: bool) -> None:
-        """Remove what was written."""
-        for file in self.files.values():
-            with contextlib.suppress(OSError):  # a full disk fails once more here
-                file.stream.close()
-        with contextlib.suppress(OSError):  # what went wrong is said already
-            self._sweep()
-            if remove_folder:
-                self.folder.rmdir()
+        self.texts: dict[str, IO[str]] = {}
 
     def commit(self, **about: Any) -> None:
-        """Make what was written the dataset; `about` is added to meta.json."""
+        """Make the files ready to replace the old dataset; `about` is added to meta.json."""
         for split, file in self.files.items():
             if file.tokens < FEWEST_TOKENS:
                 raise ValueError(
                     f"the {split} split must have {FEWEST_TOKENS} tokens: got {file.tokens}; give "
                     "more text, or another --val_fraction"
                 )
-            sync(file.stream)
-            file.stream.close()
-        tokenizer = self.tokenizer.state()
-        if "ranks" in tokenizer:
-            ranks = tokenizer.pop("ranks")
-            self._write(RANKS, ranks)
-            tokenizer["ranks_sha256"] = hashlib.sha256(ranks.encode()).hexdigest()
-        meta = self._describe() | about | {"tokenizer": tokenizer}
-        self._write(META, json.dumps(meta, indent=2, ensure_ascii=False) + "\n")
-        self._rename()
-
-    def _describe(self) -> dict[str, Any]:
-        """Return what meta.json says about the token files."""
-        splits = {
-            split: {
-                "file": token_file(split),
-                "tokens": file.tokens,
-                "bytes": file.bytes,
-                "documents": file.documents,
-                "sha256": file.sha256.hexdigest(),
-            }
-            for split, file in self.files.items()
-        }
-        return {
+        if self.ranks:
+            self.texts[RANKS].write(self.ranks)
+            self.state["ranks_sha256"] = hashlib.sha256(self.ranks.encode()).hexdigest()
+        meta = {
             "format_version": FORMAT_VERSION,
             "vocab_size": self.tokenizer.vocab_size,
             "end_of_text": self.tokenizer.end_of_text,
             "dtype": self.dtype.name,
-            "splits": splits,
+            "splits": {split: file.describe(split) for split, file in self.files.items()},
+            **about,
+            "tokenizer": self.state,
         }
-
-    def _write(self, name: str, text: str) -> None:
-        with open(self._partial(name), "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            sync(file)
-
-    def _rename(self) -> None:
+        self.texts[META].write(json.dumps(meta, indent=2, ensure_ascii=False) + "\n")
+        for stream in (*(file.stream for file in self.files.values()), *self.texts.values()):
+            sync(stream)
         for name in (META, RANKS):
             (self.folder / name).unlink(missing_ok=True)
-        for name in NAMES:
-            if self._partial(name).exists():
-                self._partial(name).replace(self.folder / name)
         sync_folder(self.folder)
-
-    def _partial(self, name: str) -> Path:
-        return self.folder / f"{name}.partial"
-
-    def _sweep(self) -> None:
-        for name in NAMES:
-            self._partial(name).unlink(missing_ok=True)
-
-
-def sync(file: IO[Any]) -> None:
-    """Wait until what was written is on the disk."""
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Wait until the names in a folder are on the disk."""
-    if os.name == "posix":  # elsewhere a folder cannot be opened
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        if not self.ranks:  # a preparation that was killed may have had some
+            partial(self.folder / RANKS).unlink(missing_ok=True)

@@ -1,79 +1,85 @@
-"""Report numbers: a progress bar, one JSON object per line, and wandb if asked."""
+"""The log of a run: a progress bar, one JSON object per line, and wandb if asked."""
 
 import json
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections import deque
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 from tqdm import tqdm
 
+import files
+from engine.device import HostCopy
+from engine.parallel import StopRequest
 from engine.wandb_run import WandbRun
 
-if TYPE_CHECKING:  # a measurement that reads a log must not hold torch in its memory
-    from torch import Tensor
 
-# bfloat16 FLOP/s of dense matrix products, from NVIDIA's data sheets
-PEAK_FLOPS = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "L4": 121e12, "RTX 4090": 165e12}
+class Update(NamedTuple):
+    """An update whose numbers may still be on their way from the device."""
+
+    step: int
+    seconds: float
+    numbers: HostCopy  # loss, gradient norm, and more than 0 if a process was asked to stop
+    values: dict[str, float]  # what else its line has
 
 
 class Metrics:
-    """The log of a run, in metrics.jsonl, on the console, and in wandb if asked.
+    """Writes a line for each evaluation, and for each update.
 
-    Each line has the step, the number of finished updates, and either an evaluation of that
-    state or the update that followed it.
+    The step in a line is the number of updates that were finished before.
     """
 
     def __init__(
-        self, out_dir: Path | None, first_step: int, max_steps: int, elapsed_seconds: float = 0.0
+        self,
+        out_dir: Path | None,
+        first_step: int,
+        max_steps: int,
+        elapsed_seconds: float = 0.0,
+        wandb: WandbRun | None = None,
     ) -> None:
-        """Go on from `first_step`; without a folder, as in all processes but one, log nothing."""
+        """Go on from `first_step`. Without a folder, as in all processes but one, log nothing."""
         if out_dir is not None:
             forget_from(out_dir / "metrics.jsonl", first_step)
         path = Path(os.devnull) if out_dir is None else out_dir / "metrics.jsonl"
         self.file = path.open("a", encoding="utf-8")
         self.elapsed_seconds = elapsed_seconds
-        self.use: Callable[[float], dict[str, float]] = lambda tokens_per_second: {}
-        self.wandb: WandbRun | None = None
-        self.unread: tuple[int, Tensor, float, int, float] | None = None
+        self.wandb = wandb
+        self.unread: deque[Update] = deque()
         self.bar = tqdm(
             initial=first_step,
             total=max_steps,
             unit="step",
             dynamic_ncols=True,
-            mininterval=0.2 if sys.stderr.isatty() else 15,  # a log file wants few lines
+            mininterval=0.2 if sys.stderr.isatty() else 15,  # a log file needs few lines
             disable=out_dir is None,
         )
 
-    def update(
-        self, step: int, numbers: "Tensor", rate: float, n_tokens: int, seconds: float
-    ) -> None:
-        """Take the (2,) loss and gradient norm of an update, at a learning rate `rate`.
+    def update(self, update: Update) -> None:
+        """Take an update, which a later `flush` logs."""
+        self.unread.append(update)
 
-        They are read and logged by the next `flush`: to read them now would wait for the device.
+    def flush(self, stop: StopRequest) -> None:
+        """Wait for the numbers of all updates so far, log them, and note a request to stop.
+
+        Raises ArithmeticError if a number is not finite.
         """
-        self.unread = (step, numbers, rate, n_tokens, seconds)
-
-    def flush(self) -> None:
-        """Log the last update, and move the bar. Raises ArithmeticError if it was not finite."""
-        if self.unread is None:
-            return
-        (step, numbers, rate, n_tokens, seconds), self.unread = self.unread, None
-        loss, grad_norm = numbers.tolist()
-        check_finite(step, loss=loss, grad_norm=grad_norm)
-        self.elapsed_seconds += seconds
-        tokens_per_second = n_tokens / seconds
-        values = {"train_loss": loss, "learning_rate": rate, "grad_norm": grad_norm}
-        values["tokens_per_second"] = tokens_per_second
-        self.bar.set_postfix_str(f"loss {loss:.3f}, {tokens_per_second:,.0f} tokens/s", False)
-        self.bar.update()
-        self._write(step, values | self.use(tokens_per_second))
+        while self.unread:
+            update = self.unread.popleft()
+            loss, grad_norm, asked_to_stop = update.numbers.read().tolist()
+            stop.is_agreed = stop.is_agreed or asked_to_stop > 0
+            check_finite(update.step, loss=loss, grad_norm=grad_norm)
+            values = {"train_loss": loss, "grad_norm": grad_norm, **update.values}
+            self.elapsed_seconds += update.seconds
+            rate = f"{values['tokens_per_second']:,.0f} tokens/s"
+            self.bar.set_postfix_str(f"loss {loss:.3f}, {rate}", refresh=False)
+            self.bar.update()
+            self._write(update.step, values)
 
     def evaluation(self, step: int, loss: float, bits: float) -> None:
-        """Log a validation loss in nats per token and in bits per byte, and print it."""
-        self.flush()
+        """Log and print a validation loss. Raises ArithmeticError if it is not finite."""
+        check_finite(step, val_loss=loss)
         losses = f"{loss:.4f} nats per token, {bits:.4f} bits per byte"
         self.bar.write(f"step {step:6d}: validation loss {losses}", file=sys.stdout)
         self._write(step, {"val_loss": loss, "val_bits_per_byte": bits})
@@ -83,7 +89,7 @@ class Metrics:
         is_shown = not self.bar.disable
         self.bar.close()
         if is_shown:
-            print(f"stopped after step {step}, which is saved: {resume}")
+            print(f"stopped and saved at step {step}; go on with: {resume}")
 
     def close(self) -> None:
         self.bar.close()
@@ -92,22 +98,20 @@ class Metrics:
             self.wandb.finish()
 
     def _write(self, step: int, values: dict[str, float]) -> None:
-        values |= {"elapsed_seconds": self.elapsed_seconds}
-        self.file.write(json.dumps({"step": step, **values}) + "\n")
+        line = {"step": step, **values, "elapsed_seconds": self.elapsed_seconds}
+        self.file.write(json.dumps(line) + "\n")
         self.file.flush()
         if self.wandb is not None:
-            self.wandb.log(values, step)
+            self.wandb.log(values | {"elapsed_seconds": self.elapsed_seconds}, step)
 
 
 def forget_from(path: Path, first_step: int) -> None:
-    """Drop the lines that a resumed run will write again, and one that was cut off by a kill."""
+    """Drop the lines from a step on, at which a run resumes, and one that a kill cut off."""
     if not path.exists():
         return
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] < first_step]
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(kept), encoding="utf-8")
-    partial.replace(path)
+    files.write_text(path, "".join(kept))
 
 
 def read(path: Path) -> list[dict[str, float]]:
@@ -115,27 +119,8 @@ def read(path: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def flops_per_token(parts: dict[str, int], model: dict[str, int]) -> int:
-    """Operations of a forward and a backward pass (Chowdhery et al., 2022, app. B).
-
-    6 for each weight of a matrix product, the output head's among them, and 12 for each
-    channel of a query at each position that it may look at.
-    """
-    weights = parts["attention"] + parts["mlp"] + model["vocab_size"] * model["n_embd"]
-    return 6 * weights + 12 * model["n_layer"] * model["n_embd"] * model["context_length"]
-
-
-def mfu(flops_per_token: int, device_name: str, n_devices: int) -> Callable[[float], dict]:
-    """Model FLOPs utilisation from tokens per second: the used fraction of the known peak."""
-    peaks = [peak for name, peak in PEAK_FLOPS.items() if name in device_name]
-    if not peaks:
-        return lambda tokens_per_second: {}
-    peak = peaks[0] * n_devices
-    return lambda tokens_per_second: {"mfu": tokens_per_second * flops_per_token / peak}
-
-
 def check_finite(step: int, **numbers: float) -> None:
-    """Raise ArithmeticError, before weights are touched or saved, if a number is not finite."""
+    """Raise ArithmeticError, before anything is logged or saved, if a number is not finite."""
     if not all(map(math.isfinite, numbers.values())):
         shown = ", ".join(f"{name}={number}" for name, number in numbers.items())
         raise ArithmeticError(

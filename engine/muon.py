@@ -1,4 +1,8 @@
-"""Muon, the optimizer of the block matrices: written out because torch's takes them one by one."""
+"""Muon, the optimizer of the block matrices.
+
+It is written out here because torch's own updates one matrix at a time, and a small model has many
+small ones: here all matrices of one shape are updated together.
+"""
 
 from collections import defaultdict
 from dataclasses import dataclass
@@ -23,16 +27,17 @@ class Group:
     learning_rate: float
     weight_decay: float
 
-    def gradients(self) -> list[Tensor]:
-        return [p.grad for p in self.parameters.values() if p.grad is not None]
+    def with_gradients(self) -> list[tuple[str, Tensor, Tensor]]:
+        """Return name, parameter and gradient of every parameter that has a gradient."""
+        items = self.parameters.items()
+        return [(name, p, p.grad) for name, p in items if p.grad is not None]
 
 
 class Muon:
-    """Momentum, but each matrix steps along the nearest orthogonal one (Jordan et al., 2024).
+    """Momentum whose steps are made orthogonal (Jordan et al., 2024).
 
-    kellerjordan.github.io/posts/muon: all directions of a matrix then learn at one speed, not
-    only the few that its gradient is full of. Q, K and V are three matrices that lie in one.
-    Matrices of one shape are updated together: a small model has many, and each is small.
+    A matrix then learns all directions at one speed, not only the few that dominate its gradient
+    (kellerjordan.github.io/posts/muon). The three matrices in c_attn are updated separately.
     """
 
     def __init__(self, group: Group, momentum: float, dtype: torch.dtype) -> None:
@@ -40,43 +45,43 @@ class Muon:
         self.state = {name: (torch.zeros_like(p),) for name, p in group.parameters.items()}
 
     @torch.no_grad()
-    def step(self, fraction: float) -> None:
-        """Update the parameters at this fraction of their peak learning rate."""
+    def step(self, fraction: float, is_finite: Tensor) -> None:
+        """Update the parameters at this fraction of their peak rate; none if not `is_finite`."""
         rate = self.group.learning_rate * fraction
+        decay = torch.where(is_finite, 1 - rate * self.group.weight_decay, 1.0)
         by_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
-        named = self.group.parameters.items()
-        for (name, p), gradient in zip(named, self.group.gradients(), strict=True):
-            (mean,) = self.state[name]
+        for name, p, found in self.group.with_gradients():
+            mean = self.state[name][0]
+            gradient = torch.where(is_finite, found, mean)
             mean.lerp_(gradient, 1 - self.momentum)
             ahead = gradient.lerp(mean, self.momentum)  # where the mean is heading (Nesterov)
-            p.mul_(1 - rate * self.group.weight_decay)
-            rows = parts(name, p)
+            p.mul_(decay)
+            n_rows, C = p.shape
+            n_keys = (n_rows - C) // 2  # rows of the keys, and as many of the values
+            rows = [C, n_keys, n_keys] if name.endswith("c_attn.weight") else [n_rows]
             for pair in zip(p.split(rows), ahead.split(rows), strict=True):
                 by_shape[pair[0].shape].append(pair)
         for shape, pairs in by_shape.items():
-            updates = orthogonalize(torch.stack([direction for _, direction in pairs]), self.dtype)
+            updates_KMN = orthogonalize(torch.stack([ahead for _, ahead in pairs]), self.dtype)
+            updates_KMN *= is_finite
             scale = max(1, shape[0] / shape[1]) ** 0.5  # so that outputs change by about the rate
-            for (matrix, _), update in zip(pairs, updates, strict=True):
+            for (matrix, _), update in zip(pairs, updates_KMN, strict=True):
                 matrix.add_(update, alpha=-rate * scale)
-
-
-def parts(name: str, matrix: Tensor) -> list[int]:
-    """Rows of the matrices in one: c_attn has C for the queries, the rest for keys and values."""
-    n_rows, C = matrix.shape
-    return [C, *[(n_rows - C) // 2] * 2] if name.endswith("c_attn.weight") else [n_rows]
 
 
 def orthogonalize(matrices_KMN: Tensor, dtype: torch.dtype) -> Tensor:
     """Bring all singular values of each matrix near 1, and keep its singular vectors.
 
-    A polynomial of odd powers does so without finding them: p(U Σ Vᵀ) = U p(Σ) Vᵀ. Three leave
-    those above 1 % of the matrix's norm between 0.15 and 1.9; five would train no better.
+    A polynomial p of odd powers needs no SVD for that: p(U Σ Vᵀ) = U p(Σ) Vᵀ. Three of them bring
+    values above 1 % of the norm to between 0.15 and 1.9; five would train no better.
     """
     is_tall = matrices_KMN.shape[1] > matrices_KMN.shape[2]
-    x = (matrices_KMN.mT if is_tall else matrices_KMN).to(dtype)
-    x = x / (1.01 * x.norm(dim=(1, 2), keepdim=True) + 1e-7)  # no singular value is above 1
+    wide_KMN = (matrices_KMN.mT if is_tall else matrices_KMN).to(dtype)
+    norm_K11 = wide_KMN.norm(dim=(1, 2), keepdim=True)
+    y_KMN = wide_KMN / (1.01 * norm_K11 + 1e-7)  # no singular value is above 1
     for a, b, c in POLAR_EXPRESS:
-        gram = x @ x.mT
-        # a X + (b XXᵀ + c (XXᵀ)²) X
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return (x.mT if is_tall else x).to(matrices_KMN.dtype)
+        gram_KMM = y_KMN @ y_KMN.mT
+        # a Y + (b YYᵀ + c (YYᵀ)²) Y
+        polynomial_KMM = torch.baddbmm(gram_KMM, gram_KMM, gram_KMM, beta=b, alpha=c)
+        y_KMN = torch.baddbmm(y_KMN, polynomial_KMM, y_KMN, beta=a)
+    return (y_KMN.mT if is_tall else y_KMN).to(matrices_KMN.dtype)

@@ -1,6 +1,7 @@
 """Which parameter gets which optimizer, what an update is, and the learning rate at each step.
 
-Torch's own optimizer classes import its compiler: a second at the start of every run.
+Torch's functions are used without its optimizer classes, which import the compiler and so delay
+every run by a second.
 """
 
 import math
@@ -13,56 +14,59 @@ from torch.optim.adamw import adamw
 
 from engine.cli import at_least
 from engine.muon import Group, Muon
+from model import require
 
-# Best of the runs in docs/recipe.md at the batch that engine/recipe.py plans
+# The best of the runs in docs/recipe.md, for the batch size that engine/recipe.py plans
 RATES = {"learning_rate": 3e-3, "muon_learning_rate": 0.02, "embedding_learning_rate": 0.03}
+# As in nanochat and modded-nanogpt: gradients of rare tokens' embeddings are far below Adam's 1e-8
+EPSILON = 1e-10
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """Optimizer and schedule. A rate of 0 is the recipe's, which depends on the batch size."""
+    """Optimizer and schedule. A rate of 0 takes the recipe's, which depends on the batch size."""
 
     name: Literal["adamw", "muon"] = "adamw"
     """adamw for every parameter, or muon for the block matrices and adamw for the rest."""
     learning_rate: float = 0.0
-    """Peak AdamW learning rate; beside muon only the output head's."""
+    """Peak AdamW learning rate; with muon, that of an untied output head only."""
     muon_learning_rate: float = 0.0
-    """Peak Muon learning rate; it does not depend on the model's width."""
+    """Peak Muon learning rate; the same for models of any width."""
     embedding_learning_rate: float = 0.0
-    """Peak AdamW learning rate of embeddings and norms beside muon."""
+    """Peak AdamW learning rate of embeddings and norms, with muon."""
     weight_decay: float = 0.1
-    """Decay of the matrices under AdamW, per unit of learning rate; vectors never decay."""
+    """Weight decay of AdamW's matrices, times the learning rate; vectors never decay."""
     muon_weight_decay: float = 0.1
-    """Decay of the block matrices under Muon, per unit of learning rate."""
+    """Weight decay of Muon's matrices, times the learning rate."""
     betas: tuple[float, float] = (0.9, 0.95)
-    """AdamW's decay rates of the mean and of the square of the gradient."""
+    """AdamW's decay rates for the running means of the gradient and of its square."""
     muon_momentum: float = 0.9
-    """Muon's decay rate of the mean of the gradient."""
+    """Muon's decay rate for the running mean of the gradient."""
     grad_clip: float = 1.0
-    """Largest global gradient norm; inf to never clip."""
+    """Gradients are scaled down to this norm, over all parameters; inf never clips."""
     warmup_steps: int = 100
-    """Steps of linear rise from 0 to the peak."""
+    """Number of steps in which the rate rises linearly to its peak."""
     decay: Literal["cosine", "linear"] = "cosine"
-    """Shape of the fall from the peak."""
+    """Shape of the curve by which the rate falls from its peak."""
     decay_fraction: float = 1.0
-    """The fall takes this last part of the run, in [0, 1]; before it the rate is constant."""
+    """The rate falls during this last fraction of the run; before it the rate is constant."""
     final_fraction: float = 0.1
-    """The fall ends at this fraction of the peak."""
+    """The rate ends at this fraction of its peak."""
 
     def __post_init__(self) -> None:
-        if not self.grad_clip > 0:
-            raise ValueError(f"grad_clip must be positive: got {self.grad_clip}")
+        require(self.grad_clip > 0, f"grad_clip must be positive: got {self.grad_clip}")
         at_least(0, self, *RATES, "weight_decay", "muon_weight_decay", "warmup_steps")
         for name in ("decay_fraction", "final_fraction"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be in [0, 1]: got {getattr(self, name)}")
-        if not all(0 <= beta < 1 for beta in (*self.betas, self.muon_momentum)):
-            got = f"{self.betas}, muon_momentum={self.muon_momentum}"
-            raise ValueError(f"betas and muon_momentum must be in [0, 1): got betas={got}")
+            value = getattr(self, name)
+            require(0 <= value <= 1, f"{name} must be in [0, 1]: got {value}")
+        for name, value in (("betas", self.betas), ("muon_momentum", (self.muon_momentum,))):
+            are_rates = all(0 <= beta < 1 for beta in value)
+            require(are_rates, f"{name} must be in [0, 1): got {getattr(self, name)}")
 
     def with_rates(self, scale: float) -> "OptimConfig":
-        """Fill in the learning rates that are 0: the recipe's, times `scale`."""
-        return replace(self, **{n: scale * r for n, r in RATES.items() if not getattr(self, n)})
+        """Fill in the learning rates that are 0 with the recipe's, times `scale`."""
+        missing = {name: scale * rate for name, rate in RATES.items() if not getattr(self, name)}
+        return replace(self, **missing)
 
 
 class AdamW:
@@ -70,34 +74,37 @@ class AdamW:
 
     def __init__(self, groups: list[Group], betas: tuple[float, float]) -> None:
         self.groups, self.betas = [group for group in groups if group.parameters], betas
-        self.state = {  # the mean and mean square of the gradient, and the number of updates
+        self.state = {  # running means of the gradient and of its square, and number of updates
             name: (torch.zeros_like(p), torch.zeros_like(p), torch.zeros((), device=p.device))
             for group in self.groups
             for name, p in group.parameters.items()
         }
 
     @torch.no_grad()
-    def step(self, fraction: float) -> None:
-        """Update the parameters at this fraction of their peak learning rates."""
+    def step(self, fraction: float, is_finite: Tensor) -> None:
+        """Update the parameters at this fraction of their peak rates; none if not `is_finite`."""
+        is_fused = is_finite.device.type in ("cpu", "cuda")
+        if not is_fused and not is_finite:  # a fused kernel checks it on the device
+            return
         for group in self.groups:
-            parameters = list(group.parameters.values())
-            state = (self.state[name] for name in group.parameters)
-            means, squares, counts = (list(part) for part in zip(*state, strict=True))
+            found = group.with_gradients()
+            state = [self.state[name] for name, _, _ in found]
             adamw(
-                parameters,
-                group.gradients(),
-                means,
-                squares,
+                [parameter for _, parameter, _ in found],
+                [gradient for _, _, gradient in found],
+                [mean for mean, _, _ in state],
+                [square for _, square, _ in state],
                 max_exp_avg_sqs=[],
-                state_steps=counts,
-                fused=parameters[0].device.type in ("cpu", "cuda"),
+                state_steps=[count for _, _, count in state],
+                fused=is_fused,
+                found_inf=(~is_finite).float() if is_fused else None,
                 amsgrad=False,
                 maximize=False,
                 beta1=self.betas[0],
                 beta2=self.betas[1],
                 lr=group.learning_rate * fraction,
                 weight_decay=group.weight_decay,
-                eps=1e-10,
+                eps=EPSILON,
             )
 
 
@@ -107,10 +114,10 @@ Optimizer = AdamW | Muon
 def build_optimizers(
     model: nn.Module, config: OptimConfig, dtype: torch.dtype = torch.float32
 ) -> list[Optimizer]:
-    """AdamW for all parameters, or Muon for the matrices of the blocks and AdamW for the rest.
+    """Return AdamW for all parameters, or Muon for the block matrices and AdamW for the rest.
 
-    Embeddings and head stay with AdamW: a row of theirs belongs to one token, and there is no
-    direction between tokens to equalise. `dtype` is that of Muon's matrix products.
+    Embeddings and head stay with AdamW, as Jordan et al. advise: each of their rows belongs to one
+    token. `dtype` is that of Muon's matrix products.
     """
     named: dict[str, Tensor] = dict(model.named_parameters())
     vectors = {name: p for name, p in named.items() if p.ndim < 2}
@@ -133,8 +140,17 @@ def build_optimizers(
     return [AdamW(groups, config.betas), Muon(muon, config.muon_momentum, dtype)]
 
 
+def clip_gradients(model: nn.Module, most: float) -> Tensor:
+    """Scale all gradients so that their norm is at most `most`; return the norm before that."""
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    norm = nn.utils.get_total_norm(gradients)
+    if most < math.inf:
+        nn.utils.clip_grads_with_norm_(model.parameters(), most, norm)
+    return norm
+
+
 def schedule(step: int, max_steps: int, config: OptimConfig) -> float:
-    """Fraction of the peak rate in the update that follows `step` finished ones.
+    """Return the fraction of the peak rate in the update that follows `step` finished ones.
 
     Linear warm-up, a plateau, then a fall that would reach `final_fraction` at `max_steps`.
     """

@@ -1,4 +1,4 @@
-"""One dial: the sizes of model and dataset say how long to train, on how much, and how fast.
+"""Plan a run from the sizes of its model and dataset: steps, batch size and learning rates.
 
 The formulas hold for the `modern` architecture with Muon; config/modern.toml uses them all.
 """
@@ -7,45 +7,60 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import nn
+from engine.device import choose_precision
+from engine.parallel import World
+from engine.report import count_parameters
+from model import GPT
 
-# Compute is spent best at 20 tokens per parameter (Hoffmann et al., 2022, sec. 3), and up to
-# 4 epochs repeated text is worth almost as much as new text (Muennighoff et al., 2023, sec. 5).
+# Compute is best spent at 20 tokens per parameter (Hoffmann et al., 2022, sec. 3), and repeated
+# text is worth almost as much as new text up to 4 epochs (Muennighoff et al., 2023, sec. 5).
 TOKENS_PER_PARAMETER = 20
 EPOCHS = 4
-# The best batch grows as tokens^(2/3): nanochat's 2^19 tokens a step for GPT-2 124M trained on
-# 2.5 billion, and the best of our own runs on 0.14 and 1.6 million, 768 and 4,096 (docs/recipe.md)
-BATCH_TOKENS, AT_TOKENS, EXPONENT = 2**19, 2.5e9, 2 / 3
+# The best batch grows as tokens^(2/3). This fits nanochat's 2^19 tokens a step for 2.5 billion
+# (GPT-2 124M), and our best runs: 768 for 0.14 million, 4,096 for 1.6 million (docs/recipe.md)
+BATCH_TOKENS = 2**19
+AT_TOKENS = 2.5e9
+EXPONENT = 2 / 3
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run does if it is not told otherwise."""
+    """What a run does unless it is told otherwise."""
 
     max_steps: int
     batch_size: int
-    """Sequences a step."""
+    """Sequences per step."""
     rate_scale: float
-    """Multiplies all learning rates: the root of how far the batch is from the best one, as the
-    noise of a gradient falls with the root of the batch (Malladi et al., 2022)."""
+    """Factor of all learning rates: the square root of batch size / best batch size, as the noise
+    of a gradient falls with the root of the batch size (Malladi et al., 2022)."""
 
 
-def complete(config: Any, model: nn.Module, n_tokens: int) -> Any:
-    """Fill in what a TrainConfig leaves open, for this model and a dataset of so many tokens."""
-    asked = {"max_steps": config.max_steps, "batch_size": config.batch_size}
-    n_parameters = sum(parameter.numel() for parameter in model.parameters())
-    found = plan(n_parameters, n_tokens, config.model.context_length, **asked)
-    optim = config.optim.with_rates(found.rate_scale)
-    steps = {"max_steps": found.max_steps, "batch_size": found.batch_size}
-    return replace(config, model=model.config, optim=optim, **steps)
+def complete(asked: Any, model: GPT, n_tokens: int, world: World) -> Any:
+    """Fill in the sizes, rates and precision that a config leaves to the recipe.
+
+    They follow from the model, the number of training tokens, and the machine.
+    """
+    n_parameters = count_parameters(model)["total"]
+    context_length = model.config.context_length
+    found = plan(n_parameters, n_tokens, context_length, asked.max_steps, asked.batch_size)
+    share = max(1, found.batch_size // world.size)
+    return replace(
+        asked,
+        max_steps=found.max_steps,
+        batch_size=found.batch_size,
+        micro_batch_size=min(asked.micro_batch_size or share, share),
+        precision=choose_precision(asked.precision, world.device),
+        model=model.config,
+        optim=asked.optim.with_rates(found.rate_scale),
+    )
 
 
 def plan(
     n_parameters: int, n_tokens: int, context_length: int, max_steps: int = 0, batch_size: int = 0
 ) -> Plan:
-    """Plan a run of a model with so many parameters on a dataset with so many tokens.
+    """Plan a run from its number of parameters and of training tokens.
 
-    Steps and sequences a step that are given, not 0, stay; the other follows from them.
+    A `max_steps` or `batch_size` other than 0 is kept, and the other value follows from it.
     """
     budget = min(TOKENS_PER_PARAMETER * n_parameters, EPOCHS * n_tokens)
     if max_steps and batch_size:
@@ -59,5 +74,5 @@ def plan(
 
 
 def best_batch(n_tokens: float) -> float:
-    """Tokens a step at which a run over so many tokens ends at the lowest loss."""
+    """Return the tokens per step at which a run over so many tokens ends at the lowest loss."""
     return BATCH_TOKENS * (n_tokens / AT_TOKENS) ** EXPONENT

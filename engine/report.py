@@ -1,44 +1,112 @@
 """What a run says of itself: what will be trained, how fast, and at the end a picture."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
-from engine.metrics import flops_per_token, mfu, read
+from engine.metrics import read
 from engine.parallel import World
+from model import GPT
+
+# FLOP/s of dense bfloat16 matrix products, from NVIDIA's data sheets, by the name that torch gives;
+# unlisted variants have clocks of their own, so their MFU is not reported
+PEAK_FLOPS = {
+    r"A100\b.*": 312e12,
+    r"H100 80GB HBM3": 989e12,  # SXM
+    r"H100 PCIe": 756e12,
+    r"H100 NVL": 835e12,
+    r"H200": 989e12,
+    r"L4": 121e12,
+    r"L40S": 362e12,
+    r"GeForce RTX 4090": 165e12,
+}
 
 
 def count_parameters(model: nn.Module) -> dict[str, int]:
-    """Parameters by part, and their total; a tied head counts as 0."""
-    counts = {"norms": 0, "embeddings": 0, "attention": 0, "mlp": 0, "head": 0}
-    names = {"norms": ("norm.", "ln_"), "embeddings": ("wte", "wpe"), "attention": ("attn",)}
-    names |= {"mlp": ("mlp",), "head": ("lm_head",)}  # the first that fits: attn.q_norm is a norm
+    """Return the number of parameters by part, and their total; a tied head counts as 0."""
+    parts = {  # the first that fits, so that attn.q_norm is a norm
+        "norms": ("norm.", "ln_"),
+        "embeddings": ("wte", "wpe"),
+        "attention": ("attn",),
+        "mlp": ("mlp",),
+        "head": ("lm_head",),
+    }
+    counts = dict.fromkeys(parts, 0)
     for name, parameter in model.named_parameters():
-        part = next(part for part, pieces in names.items() if any(p in name for p in pieces))
+        part = next(part for part, pieces in parts.items() if any(p in name for p in pieces))
         counts[part] += parameter.numel()
     return counts | {"total": sum(counts.values())}
 
 
+def flops_per_token(model: GPT) -> int:
+    """Return the operations of a forward and a backward pass (Chowdhery et al., 2022, app. B).
+
+    6 per weight of a matrix product, the output head included, and 12 per channel of a query and
+    position of the context, masked or not.
+    """
+    config, parts = model.config, count_parameters(model)
+    weights = parts["attention"] + parts["mlp"] + config.vocab_size * config.n_embd
+    return 6 * weights + 12 * config.n_layer * config.n_embd * config.context_length
+
+
+def peak_flops(device_name: str) -> float | None:
+    """Return what a GPU can do at most per second; None for one whose data sheet is not listed."""
+    name = device_name.removeprefix("NVIDIA ")
+    found = (peak for pattern, peak in PEAK_FLOPS.items() if re.fullmatch(pattern, name))
+    return next(found, None)
+
+
 def announce(
-    model: nn.Module, config: dict[str, Any], n_tokens: int, world: World
-) -> dict[str, int]:
-    """Print the sizes of the model and of the run, which is in epochs too; return the model's."""
+    model: GPT, config: dict[str, Any], n_tokens: int, world: World, first_step: int = 0
+) -> None:
+    """Print the size of the model, and that of the run, in epochs too."""
+    steps = config["max_steps"]
+    per_step = config["batch_size"] * config["model"]["context_length"]
     parts = count_parameters(model)
-    steps, per_step = config["max_steps"], config["batch_size"] * config["model"]["context_length"]
     print("parameters:", ", ".join(f"{number:,} {part}" for part, number in parts.items()))
     print(f"run: {steps:,} steps of {per_step:,} tokens, {steps * per_step / n_tokens:.2f} epochs")
     print(f"device: {world.size} x {world.device_name}, {config['precision']}", flush=True)
-    return parts
+    if config["resume"] and first_step == 0:
+        print(f"{config['out_dir']} has no checkpoint to resume: the run starts at step 0")
 
 
-def use_of(
-    world: World, parts: dict[str, int], model: dict[str, int]
-) -> Callable[[float], dict[str, float]]:
-    """How a run uses its devices, given its tokens per second: MFU and memory, where known."""
-    of_peak = mfu(flops_per_token(parts, model), world.device_name, world.size)
-    return lambda tokens_per_second: of_peak(tokens_per_second) | world.peak_memory()
+def speed(world: World, model: GPT, precision: str, tokens_per_second: float) -> dict[str, float]:
+    """Return tokens/s and, on a GPU, its peak memory and its MFU if its FLOP/s are known."""
+    found = {"tokens_per_second": tokens_per_second}
+    if world.device.type != "cuda":
+        return found
+    found["peak_memory_bytes"] = torch.cuda.max_memory_allocated(world.device)
+    peak = peak_flops(world.device_name)
+    if peak is not None and precision == "bfloat16":
+        found["mfu"] = tokens_per_second * flops_per_token(model) / (peak * world.size)
+    return found
+
+
+def conclude(
+    out_dir: Path,
+    best: float,
+    bigram: float,
+    entropy: float | None,
+    to_bits: Callable[[float], float],
+    with_picture: bool,
+) -> None:
+    """Print the best loss beside a bigram model's and the least possible, and what is next."""
+    losses = {"best validation loss": best, "a bigram model's validation loss": bigram}
+    if entropy is not None:
+        above = 100 * (best / entropy - 1)
+        losses[f"entropy of the text (the best is {above:.2f} % above)"] = entropy
+    for name, loss in losses.items():
+        print(f"{name}: {loss:.4f} nats per token, {to_bits(loss):.4f} bits per byte")
+    files = ["checkpoints", "config.toml", "metrics.jsonl"]
+    if with_picture:
+        plot_loss(out_dir, losses)
+        files.append("loss.png")
+    print(f"written to {out_dir}: {', '.join(files)}")
+    print(f'next: python sample.py --out_dir={out_dir} --prompt="..."')
 
 
 def plot_loss(out_dir: Path, levels: dict[str, float]) -> None:
@@ -51,43 +119,13 @@ def plot_loss(out_dir: Path, levels: dict[str, float]) -> None:
     records = read(out_dir / "metrics.jsonl")
     figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
     for key, style in (("train_loss", "-"), ("val_loss", "o-")):
-        points = [(record["step"], record[key]) for record in records if key in record]
-        steps, losses = zip(*points, strict=True) if points else ((), ())
-        axes.plot(steps, losses, style, label=key, linewidth=0.8)
+        found = [record for record in records if key in record]
+        steps = [record["step"] for record in found]
+        axes.plot(steps, [record[key] for record in found], style, label=key, linewidth=0.8)
     for name, level in levels.items():
-        axes.axhline(level, label=name, color="gray", linestyle="--")
+        axes.axhline(level, label=f"{name}: {level:.2f}", color="gray", linestyle="--")
     axes.set(xlabel="step", ylabel="loss (nats per token)")
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(out_dir / "loss.png", dpi=120)
     pyplot.close(figure)
-
-
-def conclude(
-    out_dir: Path,
-    best: float,
-    bigram: float,
-    entropy: float | None,
-    to_bits: Callable[[float], float],
-    picture: bool,
-) -> None:
-    """Print the best loss beside a bigram model's and the least possible, and what is next."""
-    for name, loss in (("best", best), ("a bigram model's", bigram)):
-        print(
-            f"{name} validation loss: {loss:.4f} nats per token, {to_bits(loss):.4f} bits per byte"
-        )
-    levels = {"bigram model": bigram}
-    if entropy is not None:
-        print(above_entropy(best, entropy))
-        levels["entropy"] = entropy
-    if picture:
-        plot_loss(out_dir, levels)
-    drawn = ", loss.png" * picture
-    print(f"written to {out_dir}: checkpoints, config.toml, metrics.jsonl{drawn}")
-    print(f'next: python sample.py --out_dir={out_dir} --prompt="..."')
-
-
-def above_entropy(loss: float, entropy: float) -> str:
-    """1.02, 1.0 -> `2.00 % above the entropy of the text, 1.0000 nats per token`."""
-    above = 100 * (loss / entropy - 1)
-    return f"{above:.2f} % above the entropy of the text, {entropy:.4f} nats per token"

@@ -1,34 +1,45 @@
-"""What a run goes on from: its weights, what its optimizers know, and all else as it was."""
+"""Pack and restore weights and optimizer state, and refuse to go on with a run that differs."""
 
+import math
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import nn
 
+from engine import checkpoint
 from engine.optim import Optimizer
+from model import GPT, require
+
+# What a checkpoint must share with the run that goes on from it, and what messages call it
+WORDS = {"model_config": "model", "tokenizer": "tokenizer", "data": "dataset"}
 
 
-def pack(model: nn.Module, optimizers: list[Optimizer]) -> dict[str, Any]:
-    """The part of a checkpoint that is weights and what the optimizers know of them."""
-    return {
-        "model": model.state_dict(),
-        "optimizers": [optimizer.state for optimizer in optimizers],
-    }
+@dataclass
+class Progress:
+    """How far a run has come."""
+
+    step: int = 0  # finished updates
+    best_val_loss: float = math.inf
+    elapsed_seconds: float = 0.0
 
 
-def unpack(state: dict[str, Any], model: nn.Module, optimizers: list[Optimizer]) -> None:
-    """Put the weights and the optimizers' state back, but not their settings.
+def restore(
+    config: Any, dataset: dict[str, Any], model: GPT, optimizers: list[Optimizer]
+) -> Progress:
+    """Load the last checkpoint if config.resume, unless the run was killed before its first.
 
-    So a lower learning rate takes effect. Raises ValueError if another optimizer was saved.
+    Raises ValueError if the checkpoint is of another model or dataset, or of a later step.
     """
-    if [optimizer.state.keys() for optimizer in optimizers] != [
-        saved.keys() for saved in state["optimizers"]
-    ]:
-        raise ValueError("a run goes on with its own optimizer: optim.name has changed")
-    model.load_state_dict(state["model"])
-    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-        for name, tensors in optimizer.state.items():
-            for tensor, saved_tensor in zip(tensors, saved[name], strict=True):
-                tensor.copy_(saved_tensor)
+    has_begun = (config.out_dir / "config.toml").exists()
+    if not config.resume or (has_begun and not checkpoint.has_last(config.out_dir)):
+        return Progress()
+    state = checkpoint.load(config.out_dir, "last")
+    for what, asked in {**dataset, "model_config": asdict(model.config)}.items():
+        check_same(WORDS[what], asked, state[what])
+    done, most = state["step"], config.max_steps
+    require(done <= most, f"max_steps must be at least the {done} steps done: got {most}")
+    unpack(state, model, optimizers)
+    return Progress(done, state["best_val_loss"], state["elapsed_seconds"])
 
 
 def check_same(what: str, asked: dict[str, Any], saved: dict[str, Any]) -> None:
@@ -41,7 +52,24 @@ def check_same(what: str, asked: dict[str, Any], saved: dict[str, Any]) -> None:
             )
 
 
-def check_steps(done: int, max_steps: int) -> None:
-    """Raise ValueError if a run is to end before the step that it has reached."""
-    if done > max_steps:
-        raise ValueError(f"max_steps must be at least the {done} steps done: got {max_steps}")
+def pack(model: nn.Module, optimizers: list[Optimizer]) -> dict[str, Any]:
+    """Return the weights and the state of the optimizers, for a checkpoint."""
+    return {
+        "model": model.state_dict(),
+        "optimizers": [optimizer.state for optimizer in optimizers],
+    }
+
+
+def unpack(state: dict[str, Any], model: nn.Module, optimizers: list[Optimizer]) -> None:
+    """Restore what `pack` returned. Raises ValueError if it is of another optimizer.
+
+    The settings of the optimizers stay, so that a run can go on with a lower learning rate.
+    """
+    names = [optimizer.state.keys() for optimizer in optimizers]
+    is_same = names == [saved.keys() for saved in state["optimizers"]]
+    require(is_same, "a run goes on with its own optimizer: optim.name has changed")
+    model.load_state_dict(state["model"])
+    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+        for name, tensors in optimizer.state.items():
+            for tensor, saved_tensor in zip(tensors, saved[name], strict=True):
+                tensor.copy_(saved_tensor)

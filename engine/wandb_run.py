@@ -1,6 +1,7 @@
-"""wandb, kept at arm's length: no run may wait or die for its sake."""
+"""wandb, kept at arm's length: no run ever fails because of it."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,21 +14,22 @@ class WandbRun:
 
     def __init__(self, run: Any) -> None:
         self.run = run
+        self.has_failed = False
 
     def log(self, values: dict[str, float], step: int) -> None:
-        if self.run is not None:
-            self._try(lambda run: run.log(values, step=step))
+        self._call(self.run.log, values, step=step)
 
     def finish(self) -> None:
-        if self.run is not None:
-            self._try(lambda run: run.finish())
+        self._call(self.run.finish)
 
-    def _try(self, call: Any) -> None:
+    def _call(self, function: Callable[..., object], *values: Any, **named: Any) -> None:
+        if self.has_failed:
+            return
         try:
-            call(self.run)
+            function(*values, **named)
         except Exception as error:  # wandb raises many kinds, and none is worth the run
             print(f"wandb: it failed ({error}), so the rest of this run is not logged there")
-            self.run = None
+            self.has_failed = True
 
 
 def start_wandb(mode: WandbMode, out_dir: Path, config: dict[str, Any]) -> WandbRun | None:
@@ -51,7 +53,7 @@ def start_wandb(mode: WandbMode, out_dir: Path, config: dict[str, Any]) -> Wandb
 
 
 def why_offline() -> str | None:
-    """Return why an online run cannot be, found out before wandb.init waits for a minute."""
+    """Return why a run cannot go online, or None; wandb.init takes longer to find out."""
     import requests
     import wandb
 

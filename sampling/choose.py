@@ -1,7 +1,6 @@
-"""From the logits of the next token to the token: cut, and draw.
+"""From the logits of the next token to the token: cut the distribution, and draw from it.
 
-Everything is a fixed sequence of tensor operations, of one shape for all values, so that a GPU
-can capture it once and repeat it without asking anything of Python.
+Nothing here reads a value back from the device, so a GPU never waits for the host.
 """
 
 from dataclasses import dataclass
@@ -12,8 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from engine.cli import at_least
+from model import require
 
-LEAST_TEMPERATURE = 1e-37  # about the smallest normal float32; below, 0/temperature is no number
+LEAST_TEMPERATURE = 1e-37  # about the smallest normal float32: below it, 0 / temperature is nan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,48 +21,50 @@ class Choice:
     """How to choose each token."""
 
     temperature: float = 0.8
-    """Divides the logits: below 1 likelier tokens, 0 always the likeliest."""
+    """Divide the logits by this: below 1 favours likely tokens, 0 takes the likeliest."""
     top_k: int = 0
-    """Choose among the k likeliest tokens only; 0 for all."""
+    """Choose among the k likeliest tokens only; 0 keeps all."""
     top_p: float = 1.0
-    """Choose among the fewest tokens that together have this probability; 1 for all."""
+    """Choose among the fewest tokens that together have this probability; 1 keeps all."""
     min_p: float = 0.0
-    """Choose among tokens at least this fraction as likely as the likeliest; 0 for all."""
+    """Choose among tokens at least this fraction as likely as the likeliest; 0 keeps all."""
     repetition_penalty: float = 1.0
-    """Divides the positive logits of tokens in the text so far, multiplies others; 1 for none."""
+    """Penalize tokens that the text already has, by this factor of their logits; 1 is off."""
 
     def __post_init__(self) -> None:
         at_least(0, self, "temperature", "top_k")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must be in (0, 1]: got {self.top_p}")
-        if not 0 <= self.min_p <= 1:
-            raise ValueError(f"min_p must be in [0, 1]: got {self.min_p}")
-        if not 1e-3 <= self.repetition_penalty <= 1e3:  # else logits may leave float32
-            got = self.repetition_penalty
-            raise ValueError(f"repetition_penalty must be from 0.001 to 1000: got {got}")
+        require(0 < self.top_p <= 1, f"top_p must be in (0, 1]: got {self.top_p}")
+        require(0 <= self.min_p <= 1, f"min_p must be in [0, 1]: got {self.min_p}")
+        penalty = self.repetition_penalty  # beyond these bounds, logits could leave float32
+        require(1e-3 <= penalty <= 1e3, f"repetition_penalty must be 0.001 to 1000: got {penalty}")
 
 
 class Drawn(NamedTuple):
-    """The next token of each row, and, where asked for, how likely the model found it."""
+    """The next token of each row and, where asked for, log-probabilities (ln p).
+
+    These are the model's own: before penalty, temperature and cuts.
+    """
 
     tokens_B: Tensor
-    log_p_B: Tensor | None
-    top_log_p_BK: Tensor | None
-    top_BK: Tensor | None
+    log_p_B: Tensor | None = None
+    top_log_p_BK: Tensor | None = None  # of the K likeliest tokens
+    top_tokens_BK: Tensor | None = None
 
 
 def penalized(logits_BV: Tensor, seen_BV: Tensor, penalty: float) -> Tensor:
-    """Make the tokens of the text so far less likely (Keskar et al., 2019, arXiv 1909.05858,
-    sec. 4.1, with the sign minded, as all samplers do)."""
+    """Make the tokens already in a text less likely.
+
+    Keskar et al., 2019 (arXiv 1909.05858, sec. 4.1) divide; a negative logit must be multiplied.
+    """
     lower_BV = torch.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty)
     return torch.where(seen_BV, lower_BV, logits_BV)
 
 
 def distribution(logits_BV: Tensor, choice: Choice) -> Tensor:
-    """Probabilities (B, V) of the next token: temperature, then top-k, top-p and min-p in turn.
+    """Return the probabilities (B, V): temperature, then top-k, top-p and min-p in turn.
 
-    Each step cuts what the one before left: top-p (Holtzman et al., 2019, arXiv 1904.09751)
-    counts the probability within the k likeliest. Equal logits at the edge of k all stay.
+    Each cuts what the one before has left: top-p (Holtzman et al., 2019, arXiv 1904.09751) counts
+    the probability within the k likeliest. Equal logits at the edge of k all stay.
     """
     below_BV = logits_BV.float() - logits_BV.max(dim=-1, keepdim=True).values
     logits_BV = below_BV / max(choice.temperature, LEAST_TEMPERATURE)
@@ -82,9 +84,9 @@ def distribution(logits_BV: Tensor, choice: Choice) -> Tensor:
 
 
 def draw(probabilities_BV: Tensor, uniform_B: Tensor) -> Tensor:
-    """The token (B,) at which the probabilities so far pass a number from [0, 1).
+    """Return the token (B,) at which the sum of the probabilities passes a number from [0, 1).
 
-    So a row depends on its own number alone, and not on who else is in the batch.
+    So each row depends on its own number alone, whatever else is in the batch.
     """
     so_far_BV = probabilities_BV.to(uniform_B.dtype).cumsum(-1)
     passed_B1 = uniform_B[:, None] * so_far_BV[:, -1:]
@@ -93,21 +95,22 @@ def draw(probabilities_BV: Tensor, uniform_B: Tensor) -> Tensor:
 
 
 def choose(
-    logits_BV: Tensor, seen_BV: Tensor | None, uniform_B: Tensor, choice: Choice, top: int | None
+    logits_BV: Tensor, seen_BV: Tensor, uniform_B: Tensor, choice: Choice, top: int | None = None
 ) -> Drawn:
-    """Draw the next token of each row; `top` asks for log-probabilities, and of the K likeliest.
+    """Choose the next token of each row.
 
-    These are the model's own: before penalty, temperature and cuts.
+    `seen_BV` says which tokens its text has, and `uniform_B` is its random number. `top` asks for
+    log-probabilities, and for those of so many of the likeliest tokens.
     """
     wanted_BV = logits_BV
-    if seen_BV is not None:
+    if choice.repetition_penalty != 1:
         wanted_BV = penalized(logits_BV.float(), seen_BV, choice.repetition_penalty)
     if choice.temperature == 0:
         tokens_B = wanted_BV.argmax(dim=-1)
     else:
         tokens_B = draw(distribution(wanted_BV, choice), uniform_B)
     if top is None:
-        return Drawn(tokens_B, None, None, None)
+        return Drawn(tokens_B)
     log_p_BV = logits_BV.float().log_softmax(dim=-1)
-    log_p_B = log_p_BV.gather(-1, tokens_B[:, None])[:, 0]
-    return Drawn(tokens_B, log_p_B, *log_p_BV.topk(min(top, logits_BV.shape[-1])))
+    drawn_B = log_p_BV.gather(-1, tokens_B[:, None])[:, 0]
+    return Drawn(tokens_B, drawn_B, *log_p_BV.topk(min(top, logits_BV.shape[-1])))

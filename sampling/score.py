@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from data.tokenizer import Tokenizer
-from model import GPT
+from engine.loss import summed_loss
+from model import GPT, require
+from sampling.load import Trained
 
 TOKENS_PER_PASS = 2**13
 
@@ -32,42 +33,42 @@ class Score:
         )
 
 
+def score_text(trained: Trained, text: str, stride: int) -> Score:
+    """Score a text, after end-of-text if the texts that trained the model began so."""
+    tokenizer = trained.tokenizer
+    tokens = tokenizer.encode(text)
+    if trained.starts_documents and tokenizer.end_of_text is not None:
+        tokens.insert(0, tokenizer.end_of_text)
+    return score(trained.model, tokenizer, tokens, stride)
+
+
+@torch.inference_mode()
 def score(model: GPT, tokenizer: Tokenizer, tokens: list[int], stride: int = 1) -> Score:
     """Score all tokens but the first, which has nothing before it.
 
-    Windows as long as the context move by `stride` tokens, and each predicts those that the one
-    before did not: with 1 a token sees all that fits, with more, up to the context, it is sooner
-    done.
+    A window of context_length tokens moves by `stride`, and predicts the tokens that are new in it.
+    With a stride of 1 each token sees all that fits; a larger one, up to the context, is faster.
     """
-    if len(tokens) < 2:
-        raise ValueError(f"a text must have at least 2 tokens to be scored: got {len(tokens)}")
-    tokens_N = torch.tensor(tokens)
-    nats = sum(float(part.sum()) for part in losses(model, tokens_N, stride))
+    require(len(tokens) > 1, f"a text must have 2 tokens to be scored: got {len(tokens)}")
+    nats = 0.0
+    tokens_N = torch.tensor(tokens, device=model.wte.weight.device)
+    for windows_BS, n in sliding_windows(tokens_N, model.config.context_length, stride):
+        x = model.features(windows_BS[:, :-1])
+        nats += summed_loss(model, x[:, -n:].flatten(0, 1), windows_BS[:, -n:].flatten()).item()
     n_bytes = sum(len(tokenizer.token_bytes(token)) for token in tokens[1:])
     return Score(nats, len(tokens) - 1, n_bytes)
 
 
-@torch.inference_mode()
-def losses(model: GPT, tokens_N: Tensor, stride: int) -> Iterator[Tensor]:
-    """Yield -ln p of each token but the first, in nats and in order, some at a time."""
-    size, last = model.config.context_length, len(tokens_N) - 1
-    first = min(size, last)
-    yield window_losses(model, tokens_N[None, : first + 1], first)
-    stride = min(stride, size)
-    ends = range(first + stride, last + 1, stride)
-    at_once = max(1, TOKENS_PER_PASS // size)
+def sliding_windows(tokens_N: Tensor, T: int, stride: int) -> Iterator[tuple[Tensor, int]]:
+    """Yield windows (B, S), S = T + 1, and how many last tokens of each are to be predicted."""
+    last = len(tokens_N) - 1
+    first = min(T, last)
+    yield tokens_N[None, : first + 1], first
+    step = min(stride, T)
+    ends = range(first + step, last + 1, step)
+    at_once = max(1, TOKENS_PER_PASS // T)
     for i in range(0, len(ends), at_once):
-        windows = [tokens_N[end - size : end + 1] for end in ends[i : i + at_once]]
-        yield window_losses(model, torch.stack(windows), stride)
+        yield torch.stack([tokens_N[end - T : end + 1] for end in ends[i : i + at_once]]), step
     done = ends[-1] if ends else first
     if done < last:
-        yield window_losses(model, tokens_N[None, -size - 1 :], last - done)
-
-
-def window_losses(model: GPT, windows_BT: Tensor, n: int) -> Tensor:
-    """Losses of the last n tokens of each window, one window after another."""
-    windows_BT = windows_BT.to(model.wte.weight.device)
-    logits_BTV = model(windows_BT[:, :-1], last=n)
-    return F.cross_entropy(
-        logits_BTV.flatten(0, 1).float(), windows_BT[:, -n:].flatten(), reduction="none"
-    ).double()
+        yield tokens_N[None, -T - 1 :], last - done

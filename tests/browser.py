@@ -1,4 +1,4 @@
-"""A headless Chromium that tests can click in, over the DevTools protocol on two pipes.
+"""A headless Chromium in which tests click, over the DevTools protocol on two pipes.
 
 Pipes need no library, no port and no network: https://chromedevtools.github.io/devtools-protocol
 """
@@ -19,9 +19,9 @@ from typing import Any
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe")
 FLAGS += ("--no-first-run", "--disable-background-networking", "--disable-component-update")
-FLAGS += ("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",)  # no other machine is there
+FLAGS += ("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",)  # no other machine is found
 KEYS = {"Tab": 9, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
-SECONDS = 60  # that any answer may take, on a busy machine too
+SECONDS = 60  # the longest wait for an answer, enough on a busy machine too
 
 
 def find_chromium() -> str | None:
@@ -29,12 +29,14 @@ def find_chromium() -> str | None:
 
 
 class Page:
-    """One tab; `messages` keeps all that the browser reported of it."""
+    """One tab; `messages` keeps all that the browser has reported about it."""
 
     def __init__(self, to_browser: int, from_browser: int) -> None:
         self.to_browser, self.from_browser = to_browser, from_browser
         self.messages: list[dict[str, Any]] = []
-        self.unread, self.sent, self.session = b"", 0, {}
+        self.unread = b""
+        self.sent = 0
+        self.session: dict[str, str] = {}
         target = self.ask("Target.createTarget", url="about:blank")["targetId"]
         attached = self.ask("Target.attachToTarget", targetId=target, flatten=True)
         self.session = {"sessionId": attached["sessionId"]}
@@ -63,7 +65,7 @@ class Page:
         return json.loads(message)
 
     def open(self, url: str, width: int = 1366, height: int = 768, theme: str = "light") -> None:
-        """Go to `url` and wait until the page says that it is ready."""
+        """Go to `url` and wait until the page has been built."""
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         self.ask("Emulation.setDeviceMetricsOverride", **size)
         scheme = {"name": "prefers-color-scheme", "value": theme}
@@ -72,7 +74,7 @@ class Page:
         self.wait("document.querySelector('#side > *') !== null")
 
     def run(self, script: str) -> Any:
-        """The value of a JavaScript expression."""
+        """Return the value of a JavaScript expression."""
         found = self.ask("Runtime.evaluate", expression=script, returnByValue=True)
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
@@ -95,7 +97,7 @@ class Page:
             self.ask("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **at)
 
     def press(self, key: str) -> None:
-        """Press a key where the focus is."""
+        """Press a key on the element that has the focus."""
         code = {"windowsVirtualKeyCode": KEYS[key]}
         for kind in ("rawKeyDown", "keyUp"):
             self.ask("Input.dispatchKeyEvent", type=kind, key=key, code=key, **code)
@@ -107,19 +109,19 @@ class Page:
         path.write_bytes(base64.b64decode(self.ask("Page.captureScreenshot")["data"]))
 
     def complaints(self) -> list[dict[str, Any]]:
-        """Exceptions, and all that was written to the console."""
+        """Return exceptions, and all that was written to the console."""
         kinds = ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded")
         return [message for message in self.messages if message["method"] in kinds]
 
     def requests(self) -> list[str]:
-        """Addresses that the page asked for."""
+        """Return the addresses that the page has asked for."""
         sent = [m for m in self.messages if m["method"] == "Network.requestWillBeSent"]
         return [message["params"]["request"]["url"] for message in sent]
 
 
 @contextlib.contextmanager
 def chromium(path: str, folder: Path) -> Iterator[Page]:
-    """Start a browser with a profile of its own in `folder`."""
+    """Start a browser whose profile is in `folder`; yield its tab, and end it afterwards."""
     pairs = [os.pipe(), os.pipe()]
     # Chromium reads from 3 and writes to 4, so that ours must lie higher
     (theirs_in, ours_out), (ours_in, theirs_out) = (

@@ -1,10 +1,24 @@
 """Texts and files that several tests share."""
 
+import os
+import signal
+import threading
 from pathlib import Path
 
 import pytest
+import torch
+from tqdm import tqdm
 
 SHARED_DATA = Path(__file__).parents[2] / "shared/data"
+
+# Tensors of tests are so small that threads only wait for each other, most of all on a busy machine
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for processes that tests start
+# A job in the background ignores Ctrl-C, and so would the processes that tests start and interrupt
+signal.signal(signal.SIGINT, signal.default_int_handler)
+# tqdm's own lock is shared with forked processes: one that a test kills could keep it for ever
+tqdm.set_lock(threading.RLock())
+tqdm.monitor_interval = 0  # a thread that held the lock at a fork would do the same
 
 
 def shared(name: str) -> Path:

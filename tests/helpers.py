@@ -6,7 +6,9 @@ import importlib
 import multiprocessing
 import os
 import random
+import re
 import signal
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from multiprocessing.process import BaseProcess
@@ -53,7 +55,9 @@ PLAIN = ("--optim.name=adamw", "--model.dropout=0")  # for losses that must agre
 
 # A process that has imported everything, and is copied for each run
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["train", "sample", "matplotlib.pyplot", "torch._dynamo"])
+SERVER.set_forkserver_preload(
+    ["train", "sample", "data.prepare", "matplotlib.pyplot", "torch._dynamo", "pytest"]
+)
 
 
 def words(n: int, letters: str) -> str:
@@ -116,17 +120,35 @@ def run_here(main: Callable[[], None], name: str, *flags: object) -> int:
     return 0
 
 
+def without_box(text: str) -> str:
+    """Return the words in the boxes that tyro draws, in one line."""
+    return " ".join(re.sub("[╭╮╰╯│─]", " ", text).split())
+
+
 def start(script: str, *arguments: object, output: Path, **environment: str) -> BaseProcess:
-    """Run a script in a process of its own, which appends what it prints to a file."""
+    """Run a script in a process of its own, which appends what it prints to a file.
+
+    Its `main` is called, or another function: "test_train:train_on_a_slow_disk".
+    """
     settings = (script, [str(argument) for argument in arguments], str(output), environment)
     process = SERVER.Process(target=_run_script, args=settings)
     process.start()
     return process
 
 
-def finish(process: BaseProcess) -> int | None:
+def start_two(script: str, *arguments: object, output: Path) -> list[BaseProcess]:
+    """Run a script in two processes that work together, as torchrun would start them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    where = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    ranks = ({"RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1"))
+    return [start(script, *arguments, output=output, **where, **rank) for rank in ranks]
+
+
+def finish(process: BaseProcess, seconds: float = PROCESS_SECONDS) -> int | None:
     """Wait for a process; return its exit code, negative if a signal killed it."""
-    process.join(PROCESS_SECONDS)
+    process.join(seconds)
     return process.exitcode
 
 
@@ -138,8 +160,9 @@ def _run_script(
     os.dup2(file, 1)
     os.dup2(file, 2)
     torch.set_num_threads(1)
-    sys.argv = [f"{script}.py", *arguments]
-    cli.run(importlib.import_module(script).main)
+    module, _, function = script.partition(":")
+    sys.argv = [f"{module}.py", *arguments]
+    cli.run(getattr(importlib.import_module(module), function or "main"))
 
 
 def outcome(out_dir: Path) -> dict[str, Any]:

@@ -1,90 +1,116 @@
 """Attention and rotary positions against a plain loop, published walk-throughs and algebra."""
 
 import math
-from collections.abc import Callable
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-import model
-from model import GPT, ModelConfig, attention, fused_attention, rotate, rotation
+from engine.attend import choose_attention, fused_attention
+from model import GPT, Attend, Mask, ModelConfig, attention, causal_mask, rope_of, rotate
+from sampling.cache import cached_attention
 
-B, H, D = 2, 3, 4
+CPU = torch.device("cpu")
+B, H, D = 2, 4, 6
 
-# queries T, keys S, causal, shape of the mask
+written_and_fused = pytest.mark.parametrize("attend", [attention, fused_attention])
+
+
+class Case(NamedTuple):
+    """T queries, which are the last of S positions, ask the keys of K heads."""
+
+    T: int
+    S: int
+    is_causal: bool = False
+    padding: tuple[int, ...] | None = None
+    """Shape of a mask that hides half of the keys at random, but never the first."""
+    K: int = H
+
+
 CASES = {
-    "causal": (5, 5, True, None),
-    "causal, the last 3 of 7": (3, 7, True, None),
-    "causal, the last of 7": (1, 7, True, None),
-    "causal, one position": (1, 1, True, None),
-    "causal and masked": (5, 5, True, (B, 1, 5, 5)),
-    "causal, the last 3 of 7, padded": (3, 7, True, (B, 1, 1, 7)),
-    "causal, the last of 7, masked": (1, 7, True, (B, H, 1, 7)),
-    "masked": (5, 5, False, (5, 5)),
-    "cross": (4, 6, False, None),
-    "cross, more queries than keys": (6, 4, False, None),
-    "cross, padded": (4, 6, False, (B, 1, 1, 6)),
+    "causal": Case(5, 5, is_causal=True),
+    "causal, the last 3 of 7": Case(3, 7, is_causal=True),
+    "causal, the last of 7": Case(1, 7, is_causal=True),
+    "causal, one position": Case(1, 1, is_causal=True),
+    "causal and masked": Case(5, 5, True, (B, 1, 5, 5)),
+    "causal, the last 3 of 7, padded": Case(3, 7, True, (B, 1, 1, 7)),
+    "causal, the last of 7, masked": Case(1, 7, True, (B, H, 1, 7)),
+    "causal, grouped": Case(5, 5, is_causal=True, K=2),
+    "causal, one head of keys": Case(5, 5, is_causal=True, K=1),
+    "causal, the last 3 of 7, padded, grouped": Case(3, 7, True, (B, 1, 1, 7), K=2),
+    "masked": Case(4, 6, padding=(4, 6)),
+    "cross": Case(4, 6),
+    "cross, more queries than keys": Case(6, 4),
+    "cross, padded": Case(4, 6, padding=(B, 1, 1, 6)),
 }
-cases = pytest.mark.parametrize(
-    ("T", "S", "causal", "mask_shape"), CASES.values(), ids=CASES.keys()
-)
+cases = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 
 
-def random_inputs(T: int, S: int, mask_shape: tuple[int, ...] | None, dtype=torch.float64):
-    """q, k, v and a mask that leaves the first key to everyone."""
+class Inputs(NamedTuple):
+    q_BHTD: Tensor
+    k_BKSD: Tensor
+    v_BKSD: Tensor
+    mask: Mask
+
+
+def random_inputs(case: Case, dtype: torch.dtype = torch.float64) -> Inputs:
+    T, S, K = case.T, case.S, case.K
     torch.manual_seed(T * S)
-    q_BHTD, k_BHSD, v_BHSD = (torch.randn(B, H, n, D, dtype=dtype) for n in (T, S, S))
-    mask = None if mask_shape is None else torch.rand(mask_shape) < 0.5
-    if mask is not None:
-        mask[..., 0] = True
-    return q_BHTD, k_BHSD, v_BHSD, mask
+    q_BHTD = torch.randn(B, H, T, D, dtype=dtype)
+    k_BKSD, v_BKSD = torch.randn(2, B, K, S, D, dtype=dtype)
+    mask = None
+    if case.is_causal:  # the last T rows of the mask of all S positions
+        mask = causal_mask(S, dtype, CPU)[-T:]
+    if case.padding is not None:
+        is_hidden = torch.rand(case.padding) < 0.5
+        is_hidden[..., 0] = False
+        padding = torch.zeros(case.padding, dtype=dtype).masked_fill(is_hidden, -math.inf)
+        mask = padding if mask is None else mask + padding
+    return Inputs(q_BHTD, k_BKSD, v_BKSD, mask)
 
 
-def may_look(T: int, S: int, causal: bool, mask: Tensor | None) -> np.ndarray:
-    """(B, H, T, S): whether query t, which stands at position S - T + t, may look at key s."""
-    allowed_BHTS = np.ones((B, H, T, S), dtype=bool)
-    for t, s in np.ndindex(T, S):
-        allowed_BHTS[:, :, t, s] = not causal or s <= S - T + t
-    return allowed_BHTS if mask is None else allowed_BHTS & mask.numpy()
+def may_look(case: Case, mask: Mask) -> np.ndarray:
+    """(B, H, T, S): whether query t may look at key s, the causal part of it by hand."""
+    allowed_BHTS = np.ones((B, H, case.T, case.S), dtype=bool)
+    if case.padding is not None:
+        assert mask is not None
+        allowed_BHTS &= mask.isfinite().numpy()
+    for t, s in np.ndindex(case.T, case.S):
+        if case.is_causal and s > case.S - case.T + t:
+            allowed_BHTS[:, :, t, s] = False
+    return allowed_BHTS
 
 
-def attention_by_loop(q_BHTD, k_BHSD, v_BHSD, allowed_BHTS) -> tuple[np.ndarray, np.ndarray]:
+def attention_by_loop(inputs: Inputs, allowed_BHTS: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    q_BHTD, k_BKSD, v_BKSD = (tensor.numpy() for tensor in inputs[:3])
     y_BHTD, weights_BHTS = np.zeros_like(q_BHTD), np.zeros(allowed_BHTS.shape)
     for b, h, t in np.ndindex(q_BHTD.shape[:3]):
+        shared = h // (H // k_BKSD.shape[1])  # neighbouring queries share a head of keys
         visible = np.flatnonzero(allowed_BHTS[b, h, t])
-        odds = [math.exp(q_BHTD[b, h, t] @ k_BHSD[b, h, s] / math.sqrt(D)) for s in visible]
+        odds = [math.exp(q_BHTD[b, h, t] @ k_BKSD[b, shared, s] / math.sqrt(D)) for s in visible]
         for s, odd in zip(visible, odds, strict=True):
             weights_BHTS[b, h, t, s] = odd / sum(odds)
-            y_BHTD[b, h, t] += odd / sum(odds) * v_BHSD[b, h, s]
+            y_BHTD[b, h, t] += odd / sum(odds) * v_BKSD[b, shared, s]
     return y_BHTD, weights_BHTS
 
 
-def explicit_attention(*qkv: Tensor, **options) -> Tensor:
-    return attention(*qkv, **options)[0]
-
-
 @cases
-def test_attention_is_what_a_plain_loop_computes(T, S, causal, mask_shape):
-    q_BHTD, k_BHSD, v_BHSD, mask = random_inputs(T, S, mask_shape)
-    allowed_BHTS = may_look(T, S, causal, mask)
-    expected = attention_by_loop(q_BHTD.numpy(), k_BHSD.numpy(), v_BHSD.numpy(), allowed_BHTS)
-    y_BHTD, weights_BHTS = attention(q_BHTD, k_BHSD, v_BHSD, causal=causal, mask=mask)
+def test_attention_is_what_a_plain_loop_computes(case: Case):
+    inputs = random_inputs(case)
+    expected = attention_by_loop(inputs, may_look(case, inputs.mask))
+    y_BHTD, weights_BHTS = attention(*inputs)
     np.testing.assert_allclose(y_BHTD, expected[0], rtol=0, atol=1e-12)
     np.testing.assert_allclose(weights_BHTS, expected[1], rtol=0, atol=1e-12)
 
 
 @cases
-def test_each_query_shares_out_one_unit_and_gives_hidden_keys_exactly_nothing(
-    T, S, causal, mask_shape
-):
-    q_BHTD, k_BHSD, v_BHSD, mask = random_inputs(T, S, mask_shape)
-    _, weights_BHTS = attention(100 * q_BHTD, k_BHSD, v_BHSD, causal=causal, mask=mask)
-    torch.testing.assert_close(weights_BHTS.sum(-1), torch.ones(B, H, T).double())
-    assert (weights_BHTS.numpy()[~may_look(T, S, causal, mask)] == 0).all()
+def test_the_weights_of_a_query_sum_to_1_and_those_of_hidden_keys_are_exactly_0(case: Case):
+    q_BHTD, k_BKSD, v_BKSD, mask = random_inputs(case)
+    _, weights_BHTS = attention(100 * q_BHTD, k_BKSD, v_BKSD, mask)
+    torch.testing.assert_close(weights_BHTS.sum(-1), torch.ones(B, H, case.T).double())
+    assert (weights_BHTS.numpy()[~may_look(case, mask)] == 0).all()
 
 
 @cases
@@ -92,55 +118,78 @@ def test_each_query_shares_out_one_unit_and_gives_hidden_keys_exactly_nothing(
     ("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)], ids=["f64", "f32"]
 )
 def test_fused_attention_equals_attention_forward_and_backward(
-    T, S, causal, mask_shape, dtype, tolerance
+    case: Case, dtype: torch.dtype, tolerance: float
 ):
-    *qkv, mask = random_inputs(T, S, mask_shape, dtype)
-    g_BHTD = torch.randn(B, H, T, D, dtype=dtype)
+    q_BHTD, k_BKSD, v_BKSD, mask = random_inputs(case, dtype)
+    qkv = (q_BHTD.requires_grad_(), k_BKSD.requires_grad_(), v_BKSD.requires_grad_())
+    g_BHTD = torch.randn(B, H, case.T, D, dtype=dtype)
     results = []
-    for form in (explicit_attention, fused_attention):
-        leaves = [tensor.clone().requires_grad_() for tensor in qkv]
-        y_BHTD = form(*leaves, causal=causal, mask=mask)
-        results.append((y_BHTD, *torch.autograd.grad(y_BHTD, leaves, g_BHTD)))
+    for attend in (attention, fused_attention):
+        y_BHTD, _ = attend(*qkv, mask=mask)
+        results.append((y_BHTD, *torch.autograd.grad(y_BHTD, qkv, g_BHTD)))
     torch.testing.assert_close(results[1], results[0], rtol=0, atol=tolerance)
 
 
+def test_both_attentions_are_near_float32_in_bfloat16():
+    q_BHTD, k_BKSD, v_BKSD, mask = random_inputs(CASES["causal"], torch.float32)
+    assert mask is not None
+    expected_BHTD, _ = attention(q_BHTD, k_BKSD, v_BKSD, mask)
+    for attend in (attention, fused_attention):
+        qkv = (q_BHTD.bfloat16(), k_BKSD.bfloat16(), v_BKSD.bfloat16())
+        y_BHTD, _ = attend(*qkv, mask=mask.bfloat16())
+        assert y_BHTD.dtype == torch.bfloat16
+        torch.testing.assert_close(y_BHTD.float(), expected_BHTD, rtol=0.02, atol=0.02)
+
+
 @pytest.mark.parametrize(
-    ("dtype", "S", "uses_the_formula"),
+    ("device", "dtype", "context_length", "chosen"),
     [
-        (torch.bfloat16, 512, True),
-        (torch.bfloat16, 513, False),  # storing the weights costs more than it saves
-        (torch.float32, 512, False),
+        ("cpu", torch.bfloat16, 512, attention),
+        ("cpu", torch.bfloat16, 513, fused_attention),  # storing the weights costs too much
+        ("cpu", torch.float32, 512, fused_attention),
+        ("cuda", torch.bfloat16, 512, fused_attention),
     ],
 )
-def test_a_cpu_computes_the_formula_in_bfloat16_where_the_kernel_is_slower(
-    monkeypatch: pytest.MonkeyPatch,
-    dtype: torch.dtype,
-    S: int,
-    uses_the_formula: bool,
+def test_the_formula_is_chosen_where_the_kernel_is_slower(
+    device: str, dtype: torch.dtype, context_length: int, chosen: Attend
 ):
-    called: list[str] = []
-    kernel = F.scaled_dot_product_attention
-
-    def counted(*tensors: Any, **settings: Any) -> Tensor:
-        called.append("kernel")
-        return kernel(*tensors, **settings)
-
-    monkeypatch.setattr(F, "scaled_dot_product_attention", counted)
-    q, k, v = (torch.randn(1, 1, S, 4, dtype=dtype) for _ in range(3))
-    y = fused_attention(q, k, v, causal=True)
-    assert called == ([] if uses_the_formula else ["kernel"])
-    torch.testing.assert_close(y, attention(q, k, v, causal=True)[0], rtol=0.02, atol=0.02)
+    assert choose_attention(torch.device(device), dtype, context_length) is chosen
 
 
-@pytest.mark.parametrize("form", [explicit_attention, fused_attention])
-def test_dropout_zeroes_weights_and_keeps_their_sum_on_average(form: Callable[..., Tensor]):
+@written_and_fused
+def test_dropout_zeroes_weights_and_keeps_their_sum_on_average(attend: Attend):
     torch.manual_seed(0)
     q_BHTD = torch.zeros(64, 4, 16, D)
     ones_BHTD = torch.ones_like(q_BHTD)  # y is then the sum of the weights that were kept
-    y_BHTD = form(q_BHTD, q_BHTD, ones_BHTD, causal=True, dropout=0.25)
+    mask_TT = causal_mask(16, torch.float32, CPU)
+    y_BHTD, _ = attend(q_BHTD, q_BHTD, ones_BHTD, mask_TT, 0.25)
     first_BH = y_BHTD[:, :, 0, 0]  # the first position has a single weight: 1 / 0.75, or nothing
     assert {round(value, 4) for value in first_BH.flatten().tolist()} == {0.0, 1.3333}
     assert y_BHTD.mean().item() == pytest.approx(1, abs=0.02)
+
+
+# --- One query, as in decoding --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("K", [1, 2, 4])
+@pytest.mark.parametrize(
+    "case",
+    [Case(1, 7), Case(1, 7, padding=(B, 1, 1, 7)), Case(1, 1, is_causal=True)],
+    ids=["all", "ragged", "first"],
+)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=["f64", "bf16"])
+def test_a_query_of_the_cache_reads_what_attention_with_repeated_keys_does(
+    K: int, case: Case, dtype: torch.dtype
+):
+    """A bfloat16 query asks a float32 cache, as on a CPU, and is answered in bfloat16."""
+    of_cache = torch.float64 if dtype == torch.float64 else torch.float32
+    q_BH1D, k_BKSD, v_BKSD, mask = random_inputs(case._replace(K=K), of_cache)
+    q_BH1D = q_BH1D.to(dtype)
+    y_BH1D, _ = cached_attention(q_BH1D, k_BKSD, v_BKSD, mask)
+    k_BHSD, v_BHSD = (x_BKSD.repeat_interleave(H // K, dim=1) for x_BKSD in (k_BKSD, v_BKSD))
+    expected_BH1D, _ = attention(q_BH1D.to(of_cache), k_BHSD, v_BHSD, mask)
+    assert y_BH1D.dtype == dtype
+    torch.testing.assert_close(y_BH1D, expected_BH1D.to(dtype))
 
 
 # --- Rotary positions -----------------------------------------------------------------------------
@@ -154,9 +203,9 @@ def test_rotated_scores_depend_on_the_distance_alone(shift):
     q_BHTD, k_BHTD = torch.randn(2, B, H, 10, 8).double().unbind()
 
     def scores_BHTS(query_shift: int, key_shift: int) -> Tensor:
-        asks, is_asked = (torch.arange(10) + by for by in (query_shift, key_shift))
-        turned_BHTD = rotate(k_BHTD, *rotation(is_asked, ROTARY))
-        return rotate(q_BHTD, *rotation(asks, ROTARY)) @ turned_BHTD.mT
+        asks_1T, asked_1T = (torch.arange(10)[None] + by for by in (query_shift, key_shift))
+        turned_BHTD = rotate(k_BHTD, *rope_of(asked_1T, ROTARY, torch.float64))
+        return rotate(q_BHTD, *rope_of(asks_1T, ROTARY, torch.float64)) @ turned_BHTD.mT
 
     torch.testing.assert_close(scores_BHTS(shift, shift), scores_BHTS(0, 0), rtol=0, atol=3e-4)
     assert not torch.allclose(scores_BHTS(shift, 0), scores_BHTS(0, 0), rtol=0, atol=0.1)
@@ -170,9 +219,19 @@ def test_rotation_multiplies_each_pair_of_channels_by_a_complex_phase(theta):
     # Su et al., 2021, eq. 12-15: pair i turns by position * theta^(-2i/D); a pair is (i, i + D/2)
     phases_TD = np.exp(1j * np.outer(np.arange(5), theta ** (-2 * np.arange(4) / 8)))
     z_BHTD = (x_BHTD[..., :4].numpy() + 1j * x_BHTD[..., 4:].numpy()) * phases_TD
-    rotated_BHTD = rotate(x_BHTD, *rotation(torch.arange(5), config))
+    rotated_BHTD = rotate(x_BHTD, *rope_of(torch.arange(5)[None], config, torch.float64))
     expected_BHTD = np.concatenate([z_BHTD.real, z_BHTD.imag], axis=-1)
     np.testing.assert_allclose(rotated_BHTD, expected_BHTD, rtol=0, atol=2e-6)
+
+
+def test_each_row_is_turned_by_its_own_positions():
+    torch.manual_seed(0)
+    x_BHTD, positions_BT = torch.randn(B, H, 3, 8), torch.tensor([[0, 1, 2], [5, 0, 9]])
+    together_BHTD = rotate(x_BHTD, *rope_of(positions_BT, ROTARY, torch.float32))
+    for b, t in np.ndindex(2, 3):
+        rope = rope_of(positions_BT[b : b + 1, t : t + 1], ROTARY, torch.float32)
+        alone_1H1D = rotate(x_BHTD[b : b + 1, :, t : t + 1], *rope)
+        torch.testing.assert_close(together_BHTD[b, :, t], alone_1H1D[0, :, 0])
 
 
 # --- A published walk-through: iamaryav/models, blogs/attention.ipynb -----------------------------
@@ -237,10 +296,14 @@ PRINTED_OUTPUTS = [
 ]
 
 
-def walk_through() -> list[Tensor]:
+MASK_TT = causal_mask(4, torch.float32, CPU)
+
+
+def walk_through() -> tuple[Tensor, Tensor, Tensor]:
     """q, k and v (2, 1, 4, 2) of the walk-through: one head."""
     pairs = [(torch.tensor(weight), torch.tensor(bias)) for weight, bias in LAYERS.values()]
-    return [(X_BTC @ weight.T + bias)[:, None] for weight, bias in pairs]
+    q_BHTD, k_BHSD, v_BHSD = ((X_BTC @ weight.T + bias)[:, None] for weight, bias in pairs)
+    return q_BHTD, k_BHSD, v_BHSD
 
 
 def assert_printed(actual: Tensor, printed: object, decimals_atol: float = 5.5e-5) -> None:
@@ -253,13 +316,14 @@ def test_the_walk_through_prints_these_queries_keys_and_values():
 
 
 def test_attention_gives_the_weights_that_the_walk_through_prints():
-    _, weights_BHTS = attention(*walk_through(), causal=True)
+    _, weights_BHTS = attention(*walk_through(), MASK_TT)
     assert_printed(weights_BHTS[:, 0], PRINTED_WEIGHTS, 1e-4)  # its rows are rounded, not exact
 
 
-@pytest.mark.parametrize("form", [explicit_attention, fused_attention])
-def test_attention_gives_the_outputs_that_the_walk_through_prints(form: Callable[..., Tensor]):
-    assert_printed(form(*walk_through(), causal=True)[:, 0], PRINTED_OUTPUTS)
+@written_and_fused
+def test_attention_gives_the_outputs_that_the_walk_through_prints(attend: Attend):
+    y_BHTD, _ = attend(*walk_through(), MASK_TT, 0.0)
+    assert_printed(y_BHTD[:, 0], PRINTED_OUTPUTS)
 
 
 def test_the_weights_are_the_softmax_of_the_scaled_and_masked_scores_of_the_walk_through():
@@ -269,13 +333,13 @@ def test_the_weights_are_the_softmax_of_the_scaled_and_masked_scores_of_the_walk
     assert_printed(scores_TS / math.sqrt(2), PRINTED_SCALED)
     # softmax keeps differences: ln A[i, j] - ln A[i, 0] = S[i, j] - S[i, 0]
     masked_TS = np.where(np.tri(4, dtype=bool), PRINTED_SCALED, -math.inf)
-    _, weights_BHTS = attention(q_BHTD, k_BHSD, v_BHSD, causal=True)
+    _, weights_BHTS = attention(q_BHTD, k_BHSD, v_BHSD, MASK_TT)
     log_TS = weights_BHTS[0, 0].log()
     assert_printed(log_TS - log_TS[:, :1], masked_TS - masked_TS[:, :1], 1.5e-4)
 
 
 def test_without_the_mask_the_walk_throughs_third_query_sees_all_four_keys():
-    _, weights_BHTS = attention(*walk_through(), causal=False)
+    _, weights_BHTS = attention(*walk_through())
     assert_printed(weights_BHTS[0, 0, 2], [0.3804, 0.2153, 0.2221, 0.1822], 1e-4)
 
 
@@ -334,7 +398,8 @@ WORDS = {  # temperature, causal, row, weights, output
 )
 def test_three_words_attend_to_each_other_as_by_hand(factor, causal, row, weights, output):
     words_BHSD = WORDS_SC[None, None]
-    y_BHTD, weights_BHTS = attention(factor * words_BHSD, words_BHSD, words_BHSD, causal=causal)
+    mask_TT = causal_mask(3, torch.float64, CPU) if causal else None
+    y_BHTD, weights_BHTS = attention(factor * words_BHSD, words_BHSD, words_BHSD, mask_TT)
     assert_printed(weights_BHTS[0, 0, row], weights, 1.1e-6)
     assert_printed(y_BHTD[0, 0, row], output, 1.1e-6)
 
@@ -346,25 +411,26 @@ def test_a_head_of_64_divides_its_scores_by_8():
     q_BHTD = torch.ones(1, 1, 1, 64)
     k_BHSD = torch.tensor([112 / 64, 96 / 64])[None, None, :, None].expand(1, 1, 2, 64)
     assert (q_BHTD @ k_BHSD.mT).flatten().tolist() == [112, 96]
-    _, weights_BHTS = attention(q_BHTD, k_BHSD, k_BHSD, causal=False)
+    _, weights_BHTS = attention(q_BHTD, k_BHSD, k_BHSD)
     assert_printed(weights_BHTS.flatten(), [0.8808, 0.1192])  # softmax([14, 12])
     # without the factor the softmax is saturated: 1 and 1.1e-7
-    _, weights_BHTS = attention(8 * q_BHTD, k_BHSD, k_BHSD, causal=False)
+    _, weights_BHTS = attention(8 * q_BHTD, k_BHSD, k_BHSD)
     assert weights_BHTS[0, 0, 0, 1].item() == pytest.approx(math.exp(-16), rel=1e-4)
 
 
-def test_a_width_of_512_is_split_into_8_heads_of_64(monkeypatch):
-    shapes = []
+def test_a_width_of_512_is_split_into_8_heads_of_64():
+    shapes: list[tuple[int, ...]] = []
 
-    def spy(q_BHTD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, **options):
+    def spy(
+        q_BHTD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, mask: Mask, dropout: float
+    ) -> tuple[Tensor, Tensor]:
         shapes.extend(tuple(tensor.shape) for tensor in (q_BHTD, k_BHSD, v_BHSD))
-        y_BHTD, weights_BHTS = attention(q_BHTD, k_BHSD, v_BHSD, **options)
+        y_BHTD, weights_BHTS = attention(q_BHTD, k_BHSD, v_BHSD, mask, dropout)
         shapes.append(tuple(weights_BHTS.shape))
         return y_BHTD, weights_BHTS
 
-    monkeypatch.setattr(model, "attention", spy)
-    config = ModelConfig(vocab_size=65, n_layer=1, n_head=8, n_embd=512, attention="explicit")
-    logits_BTV = GPT(config)(torch.zeros(2, 3, dtype=torch.long))
+    config = ModelConfig(vocab_size=65, n_layer=1, n_head=8, n_embd=512)
+    logits_BTV = GPT(config, spy)(torch.zeros(2, 3, dtype=torch.long))
     assert config.head_dim == 64
     assert shapes == [(2, 8, 3, 64)] * 3 + [(2, 8, 3, 3)]
     assert logits_BTV.shape == (2, 3, 65)
@@ -373,6 +439,6 @@ def test_a_width_of_512_is_split_into_8_heads_of_64(monkeypatch):
 def test_unscaled_scores_of_a_head_of_64_have_variance_64_and_scaled_ones_1():
     torch.manual_seed(0)
     q_BHTD, k_BHSD = torch.randn(2, 1, 1, 500, 64)
-    _, weights_BHTS = attention(q_BHTD[None], k_BHSD[None], k_BHSD[None], causal=False)
+    _, weights_BHTS = attention(q_BHTD[None], k_BHSD[None], k_BHSD[None])
     # the spread of ln w within a row is the spread of the scaled scores (Vaswani et al., note 4)
     assert weights_BHTS.log().var(dim=-1).mean().item() == pytest.approx(1, abs=0.05)

@@ -1,4 +1,4 @@
-"""The page in headless Chromium: right numbers where one clicks, and no word to anybody else."""
+"""The page in headless Chromium: the right numbers at each click, and no request to anybody."""
 
 import json
 import math
@@ -15,12 +15,11 @@ from torch import Tensor, nn
 from browser import Page, chromium, find_chromium
 from data.tokenizer import ByteTokenizer
 from model import GPT, ModelConfig
-from sample import SampleConfig
-from sampling.choose import distribution
+from sampling.choose import Choice, distribution
 from viewer import page
 from viewer.examples import examples_scene
 from viewer.live import LiveServer
-from viewer.payload import packed
+from viewer.page import packed
 from viewer.probe import make_probes, measure
 from viewer.record import losses, record, switch_off
 from viewer.reverser import reverser_scene
@@ -38,25 +37,30 @@ BYTES = ByteTokenizer()
 
 def built(seed: int, **sizes: Any) -> GPT:
     torch.manual_seed(seed)
-    sizes = {"n_layer": 2, "n_head": 3, "n_embd": 24, "context_length": 128} | sizes
-    model = GPT(ModelConfig(architecture="modern", vocab_size=BYTES.vocab_size, **sizes)).eval()
+    small = {"n_layer": 2, "n_head": 3, "n_embd": 24, "context_length": 128}
+    config = ModelConfig(architecture="modern", vocab_size=BYTES.vocab_size, **{**small, **sizes})
+    model = GPT(config).eval()
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.5)
     return model
 
 
-MODELS = [built(0), built(1)]  # two checkpoints
+def judged(models: list[GPT]) -> list[Checkpoint]:
+    probes = make_probes(models[0], 10, BYTES.vocab_size)
+    return [Checkpoint(100 * n, model, measure(model, probes)) for n, model in enumerate(models)]
+
+
+MODELS = [built(0), built(1)]
+CHECKPOINTS = judged(MODELS)
 
 
 def name(token: int) -> str:
     return shown(BYTES.token_bytes(token))
 
 
-def scene_of(text: str, models: list[GPT]) -> dict[str, Any]:
+def scene_of(text: str, checkpoints: list[Checkpoint]) -> dict[str, Any]:
     if not text:
         raise ValueError("the text must not be empty")
-    probes = make_probes(models[0], 10, BYTES.vocab_size)
-    checkpoints = [Checkpoint(100 * n, m, measure(m, probes)) for n, m in enumerate(models)]
     return model_scene(checkpoints, tokens(text), name, ["a notice"])
 
 
@@ -65,7 +69,7 @@ def tokens(text: str) -> Tensor:
 
 
 def build(text: str, **settings: Any) -> str:
-    return page.build([examples_scene(), scene_of(text, MODELS), reverser_scene()], **settings)
+    return page.build([examples_scene(), scene_of(text, CHECKPOINTS), reverser_scene()], **settings)
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +80,9 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
 
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory: pytest.TempPathFactory, browser: Page) -> Callable[..., Page]:
-    """Open the page of a text from a file."""
-    folder, written = tmp_path_factory.mktemp("pages"), {}
+    """Return a function that opens the page of a text from a file."""
+    folder = tmp_path_factory.mktemp("pages")
+    written: dict[str, Path] = {}
 
     def open_page(text: str = "to be or not to be", **settings: Any) -> Page:
         path = written.get(text, folder / f"{len(written)}.html")
@@ -102,7 +107,7 @@ def click_cell(tab: Page, i: int, j: int) -> None:
 
 
 def number(tab: Page, name: str) -> float:
-    """A number that stands on the page."""
+    """Return a number that stands on the page."""
     return as_number(tab.run(f"document.querySelector('[data-name={name}]').textContent"))
 
 
@@ -170,50 +175,55 @@ def test_no_text_can_become_part_of_the_page_and_every_token_is_there(opened: Ca
 
 
 def test_a_click_on_a_cell_shows_every_number_behind_it(opened: Callable[..., Page]):
-    tab, i, j = opened(), 9, 4
+    tab = opened()
+    i, j = 9, 4
     tab.click("#grid .heads:nth-of-type(2) button:nth-child(2)")  # layer 1, head 1
     click_cell(tab, i, j)
     kept = record(MODELS[1], tokens("to be or not to be"))
-    q, k, v, o = (
+    q_TD, k_TD, v_TD, y_TD = (
         tensor[1, 0, 1].double()
-        for tensor in (kept.q_LBHTD, kept.k_LBHTD, kept.v_LBHTD, kept.heads_LBHTD)
+        for tensor in (kept.q_LBHTD, kept.k_LBHSD, kept.v_LBHSD, kept.y_LBHTD)
     )
-    scores = k[: i + 1] @ q[i] / math.sqrt(8)
+    scores_S = k_TD[: i + 1] @ q_TD[i] / math.sqrt(8)
     expected = {
-        "product": q[i] @ k[j],
-        "score": scores[j],
-        "exponential": scores[j].exp(),
-        "denominator": scores.exp().sum(),
-        "weight": scores.softmax(-1)[j],
+        "product": q_TD[i] @ k_TD[j],
+        "score": scores_S[j],
+        "exponential": scores_S[j].exp(),
+        "denominator": scores_S.exp().sum(),
+        "weight": scores_S.softmax(-1)[j],
         "model": kept.weights_LBHTS[1, 0, 1, i, j],
     }
     for key, value in expected.items():
         assert number(tab, key) == pytest.approx(float(value), rel=0.005, abs=6e-5), key
     assert number(tab, "apart") < 1e-5
     weight = float(kept.weights_LBHTS[1, 0, 1, i, j])
-    assert text_of(tab, "#readout") == f"“n” (9) looks at “e” (4) with weight {weight:.4f}"
+    assert text_of(tab, "#readout") == f"“n” (9) attends to “e” (4) with weight {weight:.4f}"
     channels, asked, outputs = (table(tab, n) for n in range(3))
     assert [as_number(row[3]) for row in channels[:8]] == pytest.approx(
-        (q[i] * k[j]).tolist(), abs=1e-4
+        (q_TD[i] * k_TD[j]).tolist(), abs=1e-4
     )
     assert [as_number(row[3]) for row in asked] == pytest.approx(
-        scores.softmax(-1).tolist(), rel=0.005, abs=6e-5
+        scores_S.softmax(-1).tolist(), rel=0.005, abs=6e-5
     )
     assert [as_number(row[2]) for row in outputs] == pytest.approx(
-        (weight * v[j]).tolist(), abs=1e-4
+        (weight * v_TD[j]).tolist(), abs=1e-4
     )
     for column in (3, 4):
-        assert [as_number(row[column]) for row in outputs] == pytest.approx(o[i].tolist(), abs=1e-4)
+        assert [as_number(row[column]) for row in outputs] == pytest.approx(
+            y_TD[i].tolist(), abs=1e-4
+        )
 
 
 def test_a_masked_cell_weighs_nothing(opened: Callable[..., Page]):
     tab = opened()
     click_cell(tab, 3, 8)
     assert (number(tab, "weight"), number(tab, "model"), number(tab, "exponential")) == (0, 0, 0)
-    assert "must not see" in text_of(tab, "#readout")
+    assert "cannot attend to" in text_of(tab, "#readout")
 
 
-def test_with_columns_that_ask_the_same_cell_lies_across_the_diagonal(opened: Callable[..., Page]):
+def test_with_queries_as_columns_the_same_cell_lies_across_the_diagonal(
+    opened: Callable[..., Page],
+):
     tab = opened()
     click_cell(tab, 9, 4)
     weight = number(tab, "weight")
@@ -239,19 +249,20 @@ def test_the_toys_strongest_key_is_the_mirrored_letter(opened: Callable[..., Pag
     tab.click("#tabs :last-child")
     click_cell(tab, 2, 5)
     assert number(tab, "weight") > 0.9
-    assert text_of(tab, "#readout").startswith("“s” (2) looks at “s” (5) with weight ")
+    assert text_of(tab, "#readout").startswith("“s” (2) attends to “s” (5) with weight ")
 
 
 @pytest.mark.parametrize(("temperature", "top_k", "top_p"), [(1, 0, 1), (0.5, 0, 1), (2, 7, 0.5)])
 def test_the_next_token_is_what_sampling_would_draw(
     opened: Callable[..., Page], temperature: float, top_k: int, top_p: float
 ):
-    tab, at = opened(), 7
+    tab = opened()
+    at = 7
     sliders = {"temperature": temperature, "topK": top_k, "topP": top_p}
     tab.run(f"update({json.dumps({'side': 'next', 'row': at, **sliders})})")
     logits_V = record(MODELS[1], tokens("to be or not to be")).logits_BTV[0, at]
-    settings = SampleConfig(temperature=temperature, top_k=top_k, top_p=top_p)
-    p_V = distribution(logits_V[None], settings)[0]
+    choice = Choice(temperature=temperature, top_k=top_k, top_p=top_p)
+    p_V = distribution(logits_V[None], choice)[0]
     top = logits_V.topk(10).indices
     rows = table(tab, 0)
     assert [row[0].split("  ")[0] for row in rows] == [name(token) for token in top.tolist()]
@@ -318,7 +329,8 @@ def test_arrow_keys_move_cell_head_token_and_tab_and_the_focus_with_them(
 
 
 def test_every_control_is_reached_by_tab(opened: Callable[..., Page]):
-    tab, reached = opened(), set()
+    tab = opened()
+    reached: set[str] = set()
     for _ in range(40):
         tab.press("Tab")
         reached.add(tab.run("document.activeElement.closest('[id]')?.id"))
@@ -334,7 +346,7 @@ def test_pointing_at_a_token_shows_what_it_reads_and_who_reads_it(opened: Callab
     tab.ask("Input.dispatchMouseEvent", type="mouseMoved", x=box[0], y=box[1])
     assert tab.run("[state.hover.i, state.hover.j]") == [5, 5]
     assert text_of(tab, "#text .asks") == name(BYTES.encode("to be")[2])
-    assert "(5) looks at" in text_of(tab, "#readout")
+    assert "(5) attends to" in text_of(tab, "#readout")
 
 
 def test_heads_stand_side_by_side_as_maps_and_as_lines(opened: Callable[..., Page]):
@@ -392,9 +404,9 @@ def test_the_chosen_key_is_scrolled_into_sight(opened: Callable[..., Page]):
 # --- Live -----------------------------------------------------------------------------------------
 
 
-def test_what_is_typed_is_shown_and_only_the_own_server_is_asked(browser: Page):
+def test_what_is_typed_is_shown_and_only_its_own_server_is_asked(browser: Page):
     def answer(text: str) -> dict[str, Any]:
-        return scene_of(text, MODELS[:1])
+        return scene_of(text, CHECKPOINTS[:1])
 
     with LiveServer(build("before", live=True), answer, port=0) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -423,9 +435,9 @@ def test_what_is_typed_is_shown_and_only_the_own_server_is_asked(browser: Page):
 @pytest.mark.slow
 def test_the_largest_page_opens_in_three_seconds(browser: Page, tmp_path: Path):
     model = built(0, n_layer=12, n_head=12, n_embd=24, context_length=256)
-    scene = scene_of("x" * 256, [model])
+    scene = scene_of("x" * 256, judged([model]))
     for panel in scene["frames"][0]["panels"]:  # heads of 64 channels, as in GPT-2
-        panel |= dict.fromkeys("qkvo", packed(torch.rand(256, 64)))
+        panel.update(dict.fromkeys("qkvo", packed(torch.rand(256, 64))))
     (tmp_path / "page.html").write_text(page.build([examples_scene(), scene]), encoding="utf-8")
     assert (tmp_path / "page.html").stat().st_size > 7e7
     started_at = time.perf_counter()

@@ -1,8 +1,10 @@
 """Batches against plain Python on small token arrays, and the refusal of damaged datasets."""
 
+import hashlib
 import json
 import math
 from collections import Counter
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -10,24 +12,26 @@ import numpy as np
 import pytest
 import torch
 
-from data.loader import IGNORED, Batches, Dataset, eval_batches
+from data.loader import IGNORED, Batches, Dataset, Windows, eval_batches
 from data.prepare import PrepareConfig, prepare
+from data.tokenizer import load_tokenizer
+from data.windows import cut_windows
 
 T = 8
-TOKENS = np.arange(1000, dtype=np.uint16)  # each token is its own position
+TOKENS_N = np.arange(1000, dtype=np.uint16)  # each token is its own position
+WINDOWS = Windows(vocab_size=1000, context_length=T)
 
 
-def batches(**changes) -> Batches:
-    settings = {"vocab_size": 1000, "context_length": T, "batch_size": 4, "seed": 1}
-    return Batches(changes.pop("tokens", TOKENS), **{**settings, **changes})
+def batches(tokens_N: np.ndarray = TOKENS_N, windows: Windows = WINDOWS, seed: int = 1) -> Batches:
+    return Batches(tokens_N, windows, batch_size=4, seed=seed)
 
 
 def epoch_of_starts(loader: Batches, epoch: int) -> list[int]:
     first = epoch * loader.n_windows
     rows = [
-        int(tokens[0])
+        int(tokens_T[0])
         for step in range(first // 4, (first + loader.n_windows) // 4 + 1)
-        for tokens in loader.batch(step)[0]
+        for tokens_T in loader.batch(step)[0]
     ]
     return rows[first % 4 :][: loader.n_windows]
 
@@ -52,7 +56,8 @@ def test_a_batch_depends_on_seed_and_step_alone():
 def test_the_shares_of_all_ranks_are_the_batch_of_one(world_size: int):
     for step in (0, 30, 31, 100):
         shares = [
-            batches(rank=rank, world_size=world_size).batch(step)[0] for rank in range(world_size)
+            batches(windows=replace(WINDOWS, rank=rank, world_size=world_size)).batch(step)[0]
+            for rank in range(world_size)
         ]
         assert torch.equal(torch.cat(shares), batches().batch(step)[0])
 
@@ -72,12 +77,12 @@ def test_windows_begin_elsewhere_in_other_epochs_and_reach_the_whole_text():
     epochs = [epoch_of_starts(loader, epoch) for epoch in range(60)]
     assert {min(starts) for starts in epochs} == set(range(T))
     assert min(map(min, epochs)) == 0
-    assert max(map(max, epochs)) + T >= len(TOKENS) - T
+    assert max(map(max, epochs)) + T >= len(TOKENS_N) - T
 
 
 @pytest.mark.parametrize("n", range(T + 1, 5 * T))
 def test_windows_stay_inside_a_text_of_any_length(n: int):
-    loader = batches(tokens=TOKENS[:n])
+    loader = batches(TOKENS_N[:n])
     for step in range(50):
         tokens_BT, targets_BT = loader.batch(step)
         assert tokens_BT.shape == (4, T)
@@ -86,19 +91,20 @@ def test_windows_stay_inside_a_text_of_any_length(n: int):
 
 def test_a_text_no_longer_than_one_context_is_refused():
     with pytest.raises(ValueError, match="got 8 tokens, context_length=8; give more text"):
-        batches(tokens=TOKENS[:T])
+        batches(TOKENS_N[:T])
 
 
 def test_a_batch_that_processes_cannot_share_is_refused():
     with pytest.raises(ValueError, match="batch_size=4, 3 processes"):
-        batches(world_size=3)
+        batches(windows=replace(WINDOWS, world_size=3))
 
 
 def test_a_token_outside_the_vocabulary_is_refused_in_the_batch_that_has_it():
+    windows = replace(WINDOWS, vocab_size=500)
     with pytest.raises(ValueError, match="outside its vocabulary of 500"):
-        [batches(vocab_size=500).batch(step) for step in range(30)]
+        [batches(windows=windows).batch(step) for step in range(30)]
     with pytest.raises(ValueError, match="outside its vocabulary of 500"):
-        list(eval_batches(TOKENS, vocab_size=500, context_length=T, batch_size=4))
+        list(eval_batches(TOKENS_N, windows, batch_size=4))
 
 
 @pytest.mark.parametrize("n", [2, T, T + 1, 32, 33, 34, 999, 1000])
@@ -106,14 +112,8 @@ def test_a_token_outside_the_vocabulary_is_refused_in_the_batch_that_has_it():
 def test_evaluation_makes_every_token_but_the_first_a_target_once(n: int, world_size: int):
     seen: Counter[int] = Counter()
     for rank in range(world_size):
-        for tokens_BT, targets_BT in eval_batches(
-            TOKENS[:n],
-            vocab_size=1000,
-            context_length=T,
-            batch_size=4,
-            rank=rank,
-            world_size=world_size,
-        ):
+        windows = replace(WINDOWS, rank=rank, world_size=world_size)
+        for tokens_BT, targets_BT in eval_batches(TOKENS_N[:n], windows, batch_size=4):
             assert tokens_BT.shape == targets_BT.shape == (4, T)
             counted = targets_BT != IGNORED
             assert counted.any()
@@ -126,38 +126,40 @@ E = 999  # stands for end-of-text
 
 
 def texts(*lengths: int) -> np.ndarray:
-    """Texts of so many tokens each, of which the first is end-of-text."""
+    """Texts of these lengths in tokens, of which the first is end-of-text."""
     return np.concatenate([np.array([E, *range(1, n)], np.uint16) for n in lengths])
 
 
-def windows(tokens: np.ndarray) -> list[list[int]]:
-    """The inputs that evaluation reads, without what fills a window up."""
+def inputs(tokens_N: np.ndarray) -> list[list[int]]:
+    """The tokens that evaluation reads, window by window, without those that fill a window up."""
     return [
-        row[target != IGNORED].tolist()
-        for tokens_BT, targets_BT in eval_batches(
-            tokens, E, vocab_size=1000, context_length=T, batch_size=2
-        )
-        for row, target in zip(tokens_BT, targets_BT, strict=True)
-        if (target != IGNORED).any()
+        tokens_T[targets_T != IGNORED].tolist()
+        for tokens_BT, targets_BT in eval_batches(tokens_N, WINDOWS, 2, end_of_text=E)
+        for tokens_T, targets_T in zip(tokens_BT, targets_BT, strict=True)
+        if (targets_T != IGNORED).any()
     ]
 
 
+def test_the_docstring_example_is_cut_before_the_second_text():
+    assert cut_windows(np.array([E, 1, 2, E, 3, E, 4, 5]), 4, E) == [(0, 3), (3, 7)]
+
+
 def test_windows_of_an_evaluation_begin_with_a_text_where_texts_are_short():
-    tokens = texts(3, 4, 5, 2, 8, 6)
-    assert [len(window) for window in windows(tokens)] == [7, 7, 8, 5]  # the last is only predicted
-    assert all(window[0] == E for window in windows(tokens))
-    assert list(chain(*windows(tokens))) == tokens[:-1].tolist()
+    tokens_N = texts(3, 4, 5, 2, 8, 6)
+    lengths = [len(window) for window in inputs(tokens_N)]
+    assert lengths == [7, 7, 8, 5]  # the last token is predicted, and is no input
+    assert all(window[0] == E for window in inputs(tokens_N))
+    assert list(chain(*inputs(tokens_N))) == tokens_N[:-1].tolist()
 
 
 def test_a_text_longer_than_a_window_is_cut_even_among_short_ones():
-    tokens = texts(2, 2, 2, 12, 2, 2, 2, 2, 2)
-    assert [len(window) for window in windows(tokens)] == [6, 8, 8, 5]
-    assert list(chain(*windows(tokens))) == tokens[:-1].tolist()
+    tokens_N = texts(2, 2, 2, 12, 2, 2, 2, 2, 2)
+    assert [len(window) for window in inputs(tokens_N)] == [6, 8, 8, 5]
+    assert list(chain(*inputs(tokens_N))) == tokens_N[:-1].tolist()
 
 
 def test_windows_lie_side_by_side_where_texts_are_long():
-    tokens = texts(10, 9, 30)
-    assert [len(window) for window in windows(tokens)] == [8] * 6
+    assert [len(window) for window in inputs(texts(10, 9, 30))] == [8] * 6
 
 
 def test_cross_entropy_leaves_out_what_evaluation_pads():
@@ -166,7 +168,7 @@ def test_cross_entropy_leaves_out_what_evaluation_pads():
 
 def test_evaluation_of_a_single_token_is_refused():
     with pytest.raises(ValueError, match="got 1"):
-        next(eval_batches(TOKENS[:1], vocab_size=1000, context_length=T, batch_size=4))
+        next(eval_batches(TOKENS_N[:1], WINDOWS, batch_size=4))
 
 
 @pytest.fixture(scope="module")
@@ -236,3 +238,12 @@ def test_meta_is_json_that_a_person_can_read(dataset: Path):
     text = (dataset / "meta.json").read_text("utf-8")
     assert json.loads(text)["tokenizer"]["kind"] == "bpe"
     assert text.count("\n") > 20
+
+
+def test_the_identity_of_a_dataset_has_its_tokenizer_and_the_hashes_of_its_tokens(dataset: Path):
+    identity = Dataset.open(dataset).identity()
+    tokenizer = load_tokenizer(identity["tokenizer"])
+    assert tokenizer.state() == Dataset.open(dataset).tokenizer.state()
+    for split in ("train", "val"):
+        data = (dataset / f"{split}.bin").read_bytes()
+        assert identity["data"][split]["sha256"] == hashlib.sha256(data).hexdigest()

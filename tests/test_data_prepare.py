@@ -1,8 +1,10 @@
 """python -m data.prepare: what it writes, what it refuses, and that it is whole or not there."""
 
 import codecs
+import contextlib
 import errno
 import gzip
+import itertools
 import json
 import multiprocessing
 import os
@@ -12,22 +14,29 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
+from collections.abc import Callable, Iterator
+from multiprocessing.context import ForkProcess
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import numpy as np
 import pytest
 import requests
 
+import data.prepare
 import data.writer
-from data.encode import Encoded, encode_all, map_in_order
+from data.encode import encode_all
 from data.loader import Dataset
-from data.prepare import PrepareConfig, main, prepare, training_sample
+from data.prepare import PrepareConfig, main, make_tokenizer, prepare, training_sample
 from data.sources import Corpus, stdlib
 from data.split import Part, Scan
-from data.tokenizer import ByteTokenizer, Tokenizer, cut
+from data.tokenizer import ByteTokenizer, CharTokenizer, Tokenizer, cut
+from data.writer import reserved
 from engine.cli import run
 
 REPOSITORY = Path(__file__).parents[1]
+FORK = multiprocessing.get_context("fork")
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "naïve", "☃", "dogs"]
 
 
@@ -40,11 +49,28 @@ def build(*sources: Path, out: Path, **settings) -> Dataset:
     return Dataset.open(out)
 
 
-def command(*args: str | Path, **settings) -> subprocess.CompletedProcess[str]:
+def command(*args: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "data.prepare", *map(str, args)],
-        cwd=REPOSITORY, capture_output=True, text=True, **settings,
+        cwd=REPOSITORY, capture_output=True, text=True,
     )  # fmt: skip
+
+
+def command_here(*args: str | Path) -> int:
+    """Run the command in this process; return its exit code."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["prepare.py", *map(str, args)])
+        patch.setattr(signal, "signal", lambda *_: None)
+        with pytest.raises(SystemExit) as stopped:
+            run(main)
+    return int(stopped.value.code or 0)
+
+
+def fork(function: Callable[..., None], *args: object) -> ForkProcess:
+    """Run a function in a copy of this process, which starts at once."""
+    child = FORK.Process(target=function, args=args)
+    child.start()
+    return child
 
 
 PEAK = """
@@ -81,7 +107,9 @@ def test_shakespeare_by_characters_has_nanogpts_counts(shakespeare: Path, tmp_pa
     dataset = build(shakespeare, out=tmp_path / "out", tokenizer="char")
     assert (len(dataset.tokens("train")), len(dataset.tokens("val"))) == (1_003_854, 111_540)
     assert (dataset.vocab_size, dataset.tokenizer.end_of_text) == (65, None)
-    text = dataset.tokenizer.decode([*dataset.tokens("train"), *dataset.tokens("val")])
+    assert isinstance(dataset.tokenizer, CharTokenizer)
+    ids = itertools.chain(dataset.tokens("train").tolist(), dataset.tokens("val").tolist())
+    text = "".join(map(dataset.tokenizer.characters.__getitem__, ids))
     assert text == shakespeare.read_bytes().decode()
 
 
@@ -146,7 +174,7 @@ def test_a_text_with_few_pairs_gives_a_smaller_vocabulary_and_says_so(tmp_path: 
     (tmp_path / "a.txt").write_text("abc " * 40)
     dataset = build(tmp_path / "a.txt", out=tmp_path / "out")
     assert dataset.vocab_size < 265
-    assert f"{dataset.vocab_size} tokens, not for 4,096" in capsys.readouterr().out
+    assert f"{dataset.vocab_size} tokens, not 4,096" in capsys.readouterr().out
 
 
 def test_bpe_never_sees_the_validation_text(tmp_path: Path):
@@ -189,13 +217,73 @@ def test_a_file_in_blocks_has_the_pieces_of_the_whole(tmp_path: Path, monkeypatc
     assert all(piece[0] == " " and piece[1] != " " for piece in pieces[1:])
 
 
-def test_a_byte_order_mark_is_no_text(tmp_path: Path):
-    mark, line = codecs.BOM_UTF8, json.dumps({"text": "hello"}).encode()
-    (tmp_path / "a.txt").write_bytes(mark + b"hello")
-    (tmp_path / "b.jsonl").write_bytes(mark + line)
-    (tmp_path / "c.txt").write_bytes(b"hello" + mark)  # elsewhere it is a character
-    documents = ["".join(pieces) for pieces in Corpus.find([str(tmp_path)]).documents()]
-    assert documents == ["hello", "hello", "hello\ufeff"]
+def read(*sources: Path) -> list[str]:
+    corpus = Corpus.find([str(source) for source in sources])
+    return ["".join(pieces) for pieces in corpus.documents()]
+
+
+MARK = codecs.BOM_UTF8
+# What is in a file, and the documents that it holds
+MARKED = {
+    "plain.txt": (MARK + b"hello", ["hello"]),
+    "two files, cat.txt": (MARK + b"one\n" + MARK + b"two\n", ["one\ntwo\n"]),
+    "an empty file, cat.txt": (MARK + MARK + b"two\n", ["two\n"]),
+    "after Windows newlines.txt": (MARK + b"one\r\n" + MARK + b"two", ["one\r\ntwo"]),
+    "within a line.txt": (b"a" + MARK + b"b" + MARK + b"\n", ["a\ufeffb\ufeff\n"]),
+    "nothing else.txt": (MARK + MARK, []),
+    "packed.txt.gz": (gzip.compress(MARK + "é\n".encode() + MARK + b"two"), ["é\ntwo"]),
+    "lines.jsonl": (MARK + b'{"text": "one"}\n' + MARK + b'{"text": "two"}\n', ["one", "two"]),
+    "blank lines.jsonl": (MARK + b"\n" + MARK + MARK + b'{"text": "two"}\n' + MARK, ["two"]),
+    "packed lines.jsonl.gz": (gzip.compress(MARK + b'{"text": "one"}'), ["one"]),
+    "texts.jsonl": (
+        b'{"text": "\\ufeffone\\n\\ufefftwo"}\n{"text": "a\xef\xbb\xbfb"}\n{"text": "\\ufeff"}',
+        ["one\ntwo", "a\ufeffb"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MARKED)
+@pytest.mark.parametrize("block", [2**20, 1, 2, 3, 4, 5, 7])
+def test_a_byte_order_mark_at_the_start_of_a_line_is_no_text_wherever_blocks_end(
+    tmp_path: Path, monkeypatch, name: str, block: int
+):
+    data, documents = MARKED[name]
+    (tmp_path / name).write_bytes(data)
+    monkeypatch.setattr("data.sources.BLOCK", block)
+    assert read(tmp_path / name) == documents
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.5, 0.9])
+def test_a_dataset_of_marked_files_is_that_of_the_same_files_without_marks(
+    tmp_path: Path, fraction: float
+):
+    """So the scan, the encoding and the bytes counted agree on what is text."""
+    for folder in ("plain", "marked"):
+        mark = MARK if folder == "marked" else b""
+        (tmp_path / folder).mkdir()
+        for i in range(3):
+            lines = [mark + story(10 * i + j).encode() for j in range(10)]
+            (tmp_path / folder / f"{i}.txt").write_bytes(b"".join(lines))
+        build(tmp_path / folder, out=tmp_path / f"{folder}.out", val_fraction=fraction)
+    plain, marked = contents(tmp_path / "plain.out"), contents(tmp_path / "marked.out")
+    plain["meta.json"] = plain["meta.json"].replace(b"/plain", b"/marked")
+    assert plain == marked
+
+
+def test_a_vocabulary_of_characters_is_collected_piece_by_piece(tmp_path: Path, monkeypatch):
+    """A document may be larger than the memory."""
+
+    def documents(self: Corpus) -> Iterator[Iterator[str]]:
+        yield (chr(ord("a") + i) * 100_000 for i in range(26))
+
+    monkeypatch.setattr(Corpus, "documents", documents)
+    config = PrepareConfig(sources=("a",), tokenizer="char")
+    tracemalloc.start()
+    tokenizer = make_tokenizer(config, Corpus(files=(), skipped=()), Scan(val_fraction=0.1))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert tokenizer.vocab_size == 26
+    assert peak < 500_000
 
 
 def test_the_standard_library_comes_without_tests_and_in_one_order():
@@ -237,10 +325,10 @@ def test_the_command_ends_with_what_to_type_next(stories: Path, tmp_path: Path):
     assert done.stderr == ""
 
 
-def test_a_folder_to_write_that_is_a_file_is_named(stories: Path, tmp_path: Path):
+def test_a_folder_to_write_that_is_a_file_is_named(stories: Path, tmp_path: Path, capsys):
     (tmp_path / "file").write_text("kept")
-    done = command(stories, "--tokenizer=byte", "--out", tmp_path / "file")
-    assert (done.returncode, done.stderr) == (2, f"error: {tmp_path / 'file'}: File exists\n")
+    assert command_here(stories, "--tokenizer=byte", "--out", tmp_path / "file") == 2
+    assert capsys.readouterr().err == f"error: {tmp_path / 'file'}: File exists\n"
     assert (tmp_path / "file").read_text() == "kept"
 
 
@@ -277,15 +365,12 @@ def bad_input(folder: Path) -> dict[str, tuple[list[str], str]]:
         "deep line": (["deep.jsonl"], "line 1: this is not JSON"),
         "no gzip": (["bad.txt.gz"], "is not a whole gzip file"),
         "cut gzip": (["cut.txt.gz"], "is not a whole gzip file"),
-        "vocabulary": (["good.txt", "--vocab_size=256"], "at least 257"),
-        "vocabulary of bytes": (["good.txt", "--tokenizer=byte", "--vocab_size=300"], "bpe only"),
-        "fraction": (["good.txt", "--val_fraction=1"], "between 0 and 1: got 1.0"),
     }  # fmt: skip
 
 
 BAD = ["missing", "empty", "empty folder", "one character", "binary", "latin-1", "cut character",
        "broken line", "line without object", "line without text", "line with a number",
-       "deep line", "no gzip", "cut gzip", "vocabulary", "vocabulary of bytes", "fraction",
+       "deep line", "no gzip", "cut gzip",
        ]  # fmt: skip
 
 
@@ -296,25 +381,30 @@ def test_bad_input_is_refused_in_a_sentence_and_nothing_is_written(
     (tmp_path / "in").mkdir()
     args, words = bad_input(tmp_path / "in")[case]
     monkeypatch.chdir(tmp_path / "in")
-    monkeypatch.setattr(sys, "argv", ["prepare.py", *args, f"--out={tmp_path / 'new' / 'out'}"])
-    with pytest.raises(SystemExit) as stopped:
-        run(main)
-    assert stopped.value.code == 2
+    assert command_here(*args, f"--out={tmp_path / 'new' / 'out'}") == 2
     shown = capsys.readouterr().err
     assert words in shown
     assert shown.count("\n") == 1
-    assert not (tmp_path / "new" / "out").exists()
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize(
     ("args", "words"),
-    [(["--out=x"], "stdlib"), (["a", "--vocab_siz=300"], "perhaps you meant --vocab_size")],
+    [
+        (["--out=x"], ["name a file, a folder or one of stdlib,"]),
+        (["a", "--vocab_siz=300"], ["--vocab_siz=300", "Perhaps you meant", "--vocab_size INT"]),
+        (["a", "--vocab_size=256"], ["at least 257", "got vocab_size=256"]),
+        (["a", "--tokenizer=byte", "--vocab_size=300"], ["for bpe only", "tokenizer=byte"]),
+        (["a", "--val_fraction=1"], ["between 0 and 1: got 1.0"]),
+    ],
 )
-def test_a_command_line_that_says_nothing_useful_is_refused(args: list[str], words: str):
-    done = command(*args)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert words in done.stderr
-    assert done.stderr.count("\n") == 1
+def test_a_command_line_that_says_nothing_useful_is_refused_with_the_rule(
+    args: list[str], words: list[str], capsys
+):
+    assert command_here(*args) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert [word for word in words if word not in shown.err] == []
 
 
 def test_binary_files_in_a_folder_are_skipped_and_reported(stories: Path, tmp_path: Path, capsys):
@@ -331,7 +421,7 @@ def test_without_network_shakespeare_says_how_to_pass_a_file(monkeypatch, tmp_pa
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(requests, "get", offline)
-    with pytest.raises(OSError, match=r"cannot download .*give its path as SOURCE"):
+    with pytest.raises(OSError, match=r"cannot download .*give its path instead"):
         Corpus.find(["shakespeare"])
     assert contents(tmp_path) == {}
 
@@ -351,29 +441,35 @@ def test_a_source_that_changes_between_the_passes_is_refused(tmp_path: Path, cha
         list(scan.parts(corpus))
 
 
-def test_mapping_on_threads_keeps_the_order_and_reads_only_a_little_ahead():
-    read: list[int] = []
-    items = (read.append(i) or i for i in range(1000))
-    results = map_in_order(lambda i: time.sleep(0.001 * (i % 3)) or i, items)
-    assert [next(results) for _ in range(100)] == list(range(100))
-    assert len(read) <= 100 + 2 * (os.cpu_count() or 1)
+class SlowTokenizer(ByteTokenizer):
+    """Records which thread encodes with which tokenizer, and takes uneven time."""
+
+    seen: set[tuple[int, int]]
+
+    def encode_array(self, text: str) -> np.ndarray:
+        self.seen.add((threading.get_ident(), id(self)))
+        time.sleep(0.002 * (int(text) % 3))
+        return super().encode_array(text)
+
+    def __deepcopy__(self, memo: object) -> Tokenizer:
+        tokenizer = SlowTokenizer()
+        tokenizer.seen = self.seen
+        return tokenizer
 
 
-def test_each_thread_encodes_with_a_tokenizer_of_its_own(monkeypatch):
-    seen: set[tuple[int, int]] = set()
-
-    def spy(parts: list[Part], tokenizer: Tokenizer, separate: bool) -> list[Encoded]:
-        seen.add((threading.get_ident(), id(tokenizer)))
-        time.sleep(0.005)  # so that no thread does all the work
-        return []
-
+def test_encoding_keeps_the_order_reads_little_ahead_and_gives_each_thread_a_tokenizer(monkeypatch):
     monkeypatch.setattr("os.cpu_count", lambda: 3)
     monkeypatch.setattr("data.encode.BATCH", 1)
-    monkeypatch.setattr("data.encode.encode_batch", spy)
-    parts = [Part("train", "text", starts_document=True)] * 30
-    assert list(encode_all(parts, ByteTokenizer(), separate=False)) == []
-    assert [len(set(column)) for column in zip(*seen, strict=True)] == [3, 3]
-    assert len(seen) == 3
+    read: list[int] = []
+    parts = (read.append(i) or Part("train", str(i), starts_document=True) for i in range(1000))
+    tokenizer = SlowTokenizer()
+    tokenizer.seen = set()
+    encoded = encode_all(parts, tokenizer, separate=False)
+    decoded = [tokenizer.decode(next(encoded).tokens_N.tolist()) for _ in range(100)]
+    assert decoded == [str(i) for i in range(100)]
+    assert len(read) <= 100 + 2 * 3
+    assert [len(set(column)) for column in zip(*tokenizer.seen, strict=True)] == [3, 3]
+    assert len(tokenizer.seen) == 3
 
 
 def test_a_sample_for_bpe_is_bounded_and_taken_from_all_of_the_training_text(
@@ -415,18 +511,15 @@ def test_a_full_disk_leaves_what_was_there(
     assert out.exists() == existed
 
 
-def start(*args: str | Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "data.prepare", *map(str, args)],
-        cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-
-
 @pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_preparation_cleans_up(tmp_path: Path, signal_: signal.Signals):
-    (tmp_path / "a.txt").write_text(story(1, 4_000_000))
+    (tmp_path / "a.txt").write_text(story(1, 40_000) * 100)
     out = tmp_path / "out"
-    process = start(tmp_path / "a.txt", "--tokenizer=byte", "--out", out)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "data.prepare", str(tmp_path / "a.txt"), "--tokenizer=byte",
+         f"--out={out}"],
+        cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
     while not (out / "train.bin.partial").exists():
         assert process.poll() is None, "it ended before it could be interrupted"
         time.sleep(0.001)
@@ -438,28 +531,28 @@ def test_an_interrupted_preparation_cleans_up(tmp_path: Path, signal_: signal.Si
 def kill_and_prepare_again(tmp_path: Path, kills: int) -> None:
     """Kill preparations at random moments: old dataset or none; then the same as undisturbed."""
     (tmp_path / "old.txt").write_text(story(1, 3000))
-    (tmp_path / "new.txt").write_text(story(2, 200_000))
-    args = (tmp_path / "new.txt", "--vocab_size=400", "--out")
+    (tmp_path / "new.txt").write_text(story(2, 50_000))
     started_at = time.perf_counter()
-    assert start(*args, tmp_path / "expected").wait() == 0
+    build(tmp_path / "new.txt", out=tmp_path / "expected", vocab_size=400)
     seconds = time.perf_counter() - started_at
     expected = contents(tmp_path / "expected")
     rng = random.Random(0)
     for n in range(kills):
         out = tmp_path / str(n)
         old = contents(build(tmp_path / "old.txt", out=out, tokenizer="char").path)
-        process = start(*args, out)
+        config = PrepareConfig(sources=(str(tmp_path / "new.txt"),), vocab_size=400, out=out)
+        child = fork(prepare, config)
         if n % 2:  # anywhere, or from when files are written
             time.sleep(seconds * rng.uniform(0.1, 1.0))
         else:
-            while process.poll() is None and not (out / "train.bin.partial").exists():
+            while child.is_alive() and not (out / "train.bin.partial").exists():
                 time.sleep(0.0005)
             time.sleep(rng.uniform(0, 0.2 * seconds))
-        process.kill()
-        process.wait()
+        child.kill()
+        child.join()
         left = {k: v for k, v in contents(out).items() if not k.endswith(".partial")}
         assert "meta.json" not in left or left in (old, expected)
-        assert start(*args, out).wait() == 0
+        prepare(config)
         assert contents(out) == expected
 
 
@@ -495,8 +588,7 @@ def test_death_before_any_step_of_writing_leaves_the_old_dataset_or_none(
     seen: list[str] = []
     for operation in range(100):
         old = contents(build(stories, out=tmp_path / "out", vocab_size=270).path)
-        child = multiprocessing.get_context("fork").Process(target=die_at, args=(operation, config))
-        child.start()
+        child = fork(die_at, operation, config)
         child.join()
         found = {k: v for k, v in contents(tmp_path / "out").items() if "partial" not in k}
         seen.append("old" if found == old else "new" if found == expected else "none")
@@ -505,6 +597,75 @@ def test_death_before_any_step_of_writing_leaves_the_old_dataset_or_none(
             break
     assert seen == sorted(seen, key=["old", "none", "new"].index)  # and no way back
     assert min(seen.count("old"), seen.count("none")) > 2
+
+
+def prepare_with_a_pause(config: PrepareConfig, go_on: Event) -> None:
+    def encode(*args, **kwargs):
+        go_on.wait()
+        return encode_all(*args, **kwargs)
+
+    data.prepare.encode_all = encode
+    prepare(config)
+
+
+@contextlib.contextmanager
+def paused(config: PrepareConfig) -> Iterator[tuple[ForkProcess, Event]]:
+    """Prepare in another process, which waits when it has begun its files."""
+    go_on = FORK.Event()
+    child = fork(prepare_with_a_pause, config, go_on)
+    try:
+        while not (config.folder / "val.bin.partial").exists():
+            assert child.is_alive()
+            time.sleep(0.001)
+        yield child, go_on
+    finally:
+        child.kill()
+        child.join()
+
+
+@pytest.mark.parametrize("existed", [True, False])
+def test_a_second_preparation_into_a_folder_is_refused_and_the_first_is_undisturbed(
+    stories: Path, tmp_path: Path, capsys, existed: bool
+):
+    out = tmp_path / "new" / "out"
+    if existed:
+        build(stories, out=out, tokenizer="char")
+    expected = contents(build(stories, out=tmp_path / "expected", tokenizer="byte").path)
+    first = PrepareConfig(sources=(str(stories),), tokenizer="byte", out=out)
+    with paused(first) as (child, go_on):
+        before = contents(out)
+        capsys.readouterr()
+        assert command_here(stories, "--vocab_size=300", "--out", out) == 2
+        shown = capsys.readouterr()
+        assert contents(out) == before
+        go_on.set()
+        child.join()
+        assert child.exitcode == 0
+    assert contents(out) == expected
+    assert (shown.out, shown.err.count("\n")) == ("", 1)
+    assert shown.err.startswith(f"error: another preparation is writing to {out}: wait until")
+    assert "or pass another --out" in shown.err
+
+
+def test_a_killed_preparation_does_not_keep_others_out_of_its_folder(stories: Path, tmp_path: Path):
+    config = PrepareConfig(sources=(str(stories),), tokenizer="byte", out=tmp_path / "out")
+    with paused(config) as (child, _):
+        child.kill()
+        child.join()
+        prepare(config)
+    assert set(contents(tmp_path / "out")) == {"train.bin", "val.bin", "meta.json"}
+
+
+def test_only_folders_that_were_made_and_stay_empty_are_removed(tmp_path: Path):
+    with reserved(tmp_path / "a" / "b"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "empty").mkdir()
+    with reserved(tmp_path / "empty"):
+        pass
+    with reserved(tmp_path / "full" / "b"):
+        (tmp_path / "full" / "b" / "file").write_text("x")
+    assert {path.name for path in tmp_path.rglob("*")} == {"empty", "full", "b", "file"}
 
 
 @pytest.mark.slow

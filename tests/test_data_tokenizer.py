@@ -1,12 +1,10 @@
 """Tokenizers against tiktoken, nanoGPT's published counts and Python's own UTF-8 codec."""
 
-import contextlib
+import functools
 import hashlib
 import json
 import random
 import socket
-import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -15,14 +13,13 @@ import tiktoken
 
 import data.download
 from data.bpe import train_bpe
-from data.download import download
-from data.gpt2 import gpt2_ranks
+from data.download import fetch
+from data.prepare import gpt2_ranks
 from data.tokenizer import (
     GPT2_PATTERN,
     BPETokenizer,
     ByteTokenizer,
     CharTokenizer,
-    TextStream,
     Tokenizer,
     cut,
     load_tokenizer,
@@ -35,12 +32,21 @@ def bpe() -> BPETokenizer:
     return BPETokenizer(train_bpe(["hello world, hello words " * 9], 300, GPT2_PATTERN), kind="bpe")
 
 
+@functools.cache
+def read_gpt2() -> BPETokenizer:
+    return BPETokenizer(gpt2_ranks(), kind="gpt2")
+
+
+@pytest.fixture
+def gpt2(gpt2_cache: Path) -> BPETokenizer:
+    return read_gpt2()
+
+
 @pytest.fixture(params=["char", "char with end-of-text", "byte", "bpe", "gpt2"])
 def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
     match request.param:
         case "gpt2":
-            request.getfixturevalue("gpt2_cache")
-            return BPETokenizer(gpt2_ranks(), kind="gpt2")
+            return request.getfixturevalue("gpt2")
         case "byte":
             return ByteTokenizer()
         case "bpe":
@@ -70,28 +76,11 @@ def test_a_tokenizer_comes_back_from_its_state_through_json(tokenizer: Tokenizer
         assert again.encode(text) == tokenizer.encode(text)
 
 
-def test_a_stream_shows_only_whole_characters_and_all_of_them(tokenizer: Tokenizer):
-    for text in TEXTS:
-        stream = TextStream(tokenizer)
-        shown = [stream.feed(token) for token in tokenizer.encode(text)]
-        assert "".join(shown) == text
-        assert stream.flush() == ""
-
-
-def test_a_stream_that_ends_inside_a_character_ends_with_a_replacement():
-    stream = TextStream(ByteTokenizer())
-    assert [stream.feed(byte) for byte in "é☃".encode()[:-1]] == ["", "é", "", ""]
-    assert stream.flush() == "\ufffd"
-
-
 def test_tokens_that_are_no_utf8_decode_as_python_replaces_them():
     rng = random.Random(0)
     for _ in range(200):
         data = rng.randbytes(12)
         assert ByteTokenizer().decode(data) == data.decode("utf-8", "replace")
-        stream = TextStream(ByteTokenizer())
-        shown = "".join(map(stream.feed, data)) + stream.flush()
-        assert shown == data.decode("utf-8", "replace")
 
 
 def test_a_token_outside_the_vocabulary_is_refused_with_its_bounds(tokenizer: Tokenizer):
@@ -123,20 +112,16 @@ def test_characters_are_numbered_in_sorted_order():
     assert (tokenizer.end_of_text, tokenizer.vocab_size) == (4, 5)
 
 
-@pytest.mark.usefixtures("gpt2_cache")
-def test_gpt2s_ranks_and_ids_are_tiktokens_own():
+def test_gpt2s_ranks_and_ids_are_tiktokens_own(gpt2: BPETokenizer):
     oracle = tiktoken.get_encoding("gpt2")
-    tokenizer = BPETokenizer(gpt2_ranks(), kind="gpt2")
-    assert tokenizer.ranks == oracle._mergeable_ranks
-    assert (tokenizer.end_of_text, tokenizer.vocab_size) == (oracle.eot_token, oracle.n_vocab)
+    assert gpt2.ranks == oracle._mergeable_ranks
+    assert (gpt2.end_of_text, gpt2.vocab_size) == (oracle.eot_token, oracle.n_vocab)
     for text in [*TEXTS, Path(__file__).read_text("utf-8")]:
-        assert tokenizer.encode(text) == oracle.encode_ordinary(text)
+        assert gpt2.encode(text) == oracle.encode_ordinary(text)
 
 
-@pytest.mark.usefixtures("gpt2_cache")
-def test_the_fast_pattern_gives_tiktokens_own_ids_of_any_characters():
+def test_the_fast_pattern_gives_tiktokens_own_ids_of_any_characters(gpt2: BPETokenizer):
     oracle = tiktoken.get_encoding("gpt2")
-    tokenizer = BPETokenizer(gpt2_ranks(), kind="gpt2")
     rng = random.Random(0)
     separators = " \t\n\r\x0b\x1c\x85\u00a0\u1680\u2009\u2028\u200b\u3000\ufeff"
     alphabets = [
@@ -147,16 +132,7 @@ def test_the_fast_pattern_gives_tiktokens_own_ids_of_any_characters():
     ]
     for _ in range(20_000):
         text = "".join(rng.choices(rng.choice(alphabets), k=rng.randrange(1, 40)))
-        assert tokenizer.encode(text) == oracle.encode_ordinary(text)
-
-
-@pytest.mark.usefixtures("gpt2_cache")
-def test_gpt2_gives_nanogpts_published_counts_of_shakespeare(shakespeare: Path):
-    tokenizer = BPETokenizer(gpt2_ranks(), kind="gpt2")
-    text = shakespeare.read_text("utf-8")
-    n = int(len(text) * 0.9)
-    assert len(tokenizer.encode(text[:n])) == 301_966
-    assert len(tokenizer.encode(text[n:])) == 36_059
+        assert gpt2.encode(text) == oracle.encode_ordinary(text)
 
 
 def test_cutting_a_text_keeps_its_tokens():
@@ -183,12 +159,12 @@ def test_a_million_letters_or_spaces_in_a_row_are_encoded(text: str):
 @pytest.mark.parametrize(
     ("state", "reason"),
     [
-        ({}, "not the state of a tokenizer"),
-        ({"kind": "words"}, "got 'words'"),
-        ({"kind": "char"}, "not the state of a tokenizer"),
+        ({}, "no char, byte, bpe or gpt2 tokenizer: got {}"),
+        ({"kind": "words"}, "got {'kind': 'words'}"),
+        ({"kind": "char"}, "got {'kind': 'char'}"),
         ({"kind": "bpe", "pattern": "a", "ranks": "YQ== 0\n"}, "all 256 bytes"),
         ({"kind": "bpe", "pattern": "a", "ranks": "YQ==\n"}, "not enough values"),
-        ({"kind": "bpe", "pattern": "a", "ranks": None}, "not the state of a tokenizer"),
+        ({"kind": "bpe", "pattern": "a", "ranks": None}, "'ranks': None}"),
     ],
 )
 def test_a_broken_state_is_refused_with_a_sentence(state: dict, reason: str):
@@ -196,10 +172,11 @@ def test_a_broken_state_is_refused_with_a_sentence(state: dict, reason: str):
         load_tokenizer(state)
 
 
-@pytest.fixture
-def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+def test_ranks_that_are_not_in_order_are_refused():
+    state = bpe().state()
+    first, second, *others = state["ranks"].splitlines(keepends=True)
+    with pytest.raises(ValueError, match="the merges in order, from 0"):
+        load_tokenizer(state | {"ranks": "".join([second, first, *others])})
 
 
 def answer(monkeypatch: pytest.MonkeyPatch, data: bytes, status: int = 200) -> None:
@@ -208,60 +185,43 @@ def answer(monkeypatch: pytest.MonkeyPatch, data: bytes, status: int = 200) -> N
     monkeypatch.setattr(requests, "get", lambda url, timeout: response)
 
 
-@pytest.mark.usefixtures("empty_cache")
-def test_without_network_or_cache_gpt2_names_the_ways_out(monkeypatch: pytest.MonkeyPatch):
+def test_without_network_or_cache_gpt2_names_the_ways_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
     def offline(*args: object, **kwargs: object) -> None:
         raise socket.gaierror("no network")
 
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(tiktoken.registry, "ENCODINGS", {})  # another test may have loaded it
     monkeypatch.setattr(socket, "getaddrinfo", offline)
     with pytest.raises(OSError, match=r"TIKTOKEN_CACHE_DIR.*bpe, byte or char"):
         gpt2_ranks()
 
 
-def test_gpt2s_vocabulary_is_downloaded_once_and_then_read_from_the_cache(
-    shakespeare: Path, empty_cache: Path, monkeypatch: pytest.MonkeyPatch
-):
-    name = "6d1cbeee0f20b3d9449abfede4726ed8212e3aee"
-    vocabulary = (shakespeare.parent / "tiktoken_cache" / name).read_bytes()
-    answer(monkeypatch, vocabulary)
-    ranks = gpt2_ranks()
-    assert [path.name for path in empty_cache.iterdir()] == [name]
-    answer(monkeypatch, b"", status=500)
-    assert gpt2_ranks() == ranks
-    (empty_cache / name).write_bytes(vocabulary[:-1])
-    with pytest.raises(OSError, match="500"):
-        gpt2_ranks()
-
-
-def test_a_cache_that_cannot_be_written_is_no_error(tmp_path: Path, monkeypatch):
-    (tmp_path / "file").write_text("in the way")
+def test_a_file_is_downloaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path, sha256 = tmp_path / "folder" / "name", hashlib.sha256(b"data").hexdigest()
     answer(monkeypatch, b"data")
-    sha256 = hashlib.sha256(b"data").hexdigest()
-    assert data.download.fetch("http://x", sha256, tmp_path / "file" / "name") == b"data"
+    fetch("http://x", sha256, path)
+    assert path.read_bytes() == b"data"
+    answer(monkeypatch, b"", status=404)
+    fetch("http://x", sha256, path)
+    path.write_bytes(b"changed")
+    with pytest.raises(OSError, match="404"):
+        fetch("http://x", sha256, path)
 
 
-def test_a_download_with_another_content_is_refused(monkeypatch: pytest.MonkeyPatch):
+def test_a_download_with_another_content_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
     answer(monkeypatch, b"<html>")
     with pytest.raises(OSError, match="not the expected file"):
-        download("http://x", "0" * 64)
+        fetch("http://x", "0" * 64, tmp_path / "name")
+    assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("sent", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n"])
-def test_a_server_that_is_silent_or_sends_a_trickle_is_given_up(
-    sent: bytes, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(data.download, "DOWNLOAD_SECONDS", 0.5)
-
-    def serve() -> None:
-        with server.accept()[0] as connection, contextlib.suppress(OSError):
-            connection.sendall(sent)
-            for _ in range(40):
-                time.sleep(0.1)
-                connection.sendall(b"x" if sent else b"")
-
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        threading.Thread(target=serve, daemon=True).start()
-        started_at = time.perf_counter()
-        with pytest.raises(OSError, match=r"cannot download .*Timeout"):
-            download(f"http://127.0.0.1:{server.getsockname()[1]}/", "0" * 64)
-        assert time.perf_counter() - started_at < 3
+def test_a_server_that_is_silent_is_given_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr(data.download, "STALL_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as server:  # it accepts, and never answers
+        address = f"http://127.0.0.1:{server.getsockname()[1]}/"
+        with pytest.raises(OSError, match=r"cannot download .*ReadTimeout"):
+            fetch(address, "0" * 64, tmp_path / "name")

@@ -1,13 +1,16 @@
 """The validation loss against a mean over targets that is computed here."""
 
+import math
 import signal
 from typing import Any
 
+import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from engine.evaluate import evaluate
+from engine.loss import evaluate
 from engine.parallel import StopRequest, World
 from helpers import signal_handlers_kept
 
@@ -40,8 +43,8 @@ def batches(*ignored: int) -> list[tuple[Tensor, Tensor]]:
     return pairs
 
 
-def measured(model: nn.Module, pairs: list[Any], **settings: Any) -> float:
-    loss = evaluate(model, pairs, WORLD, **settings)
+def measured(model: nn.Module, pairs: list[Any]) -> float:
+    loss = evaluate(model, pairs, WORLD)
     assert loss is not None
     return loss
 
@@ -65,9 +68,46 @@ def test_ignored_targets_do_not_count():
     assert abs(measured(model, pairs) - measured(model, shorter)) < 1e-7
 
 
-def test_a_large_split_loses_no_precision():
-    model, pairs = Table(), batches(0) * 3000
-    assert abs(measured(model, pairs) - measured(model, pairs[:1])) < 1e-9
+def test_batches_are_added_up_as_float64_numbers():
+    model, pairs = Table(), batches(*(i % 12 for i in range(1000)))
+    with torch.no_grad():
+        means_N = np.array([model(*pair).item() for pair in pairs], dtype=np.float64)
+    counts_N = np.array([12 - i % 12 for i in range(1000)])
+    exact = math.fsum(means_N * counts_N) / counts_N.sum()
+    assert measured(model, pairs) == pytest.approx(exact, rel=1e-14)
+    rounded = np.cumsum((means_N * counts_N).astype(np.float32))[-1] / counts_N.sum()
+    assert rounded != pytest.approx(exact, rel=1e-9)
+
+
+def test_numbers_are_copied_to_the_host_once_at_the_end(monkeypatch: pytest.MonkeyPatch):
+    model, pairs = Table(), batches(0, 3, 5)
+    asked: list[int] = []
+    tolist = Tensor.tolist
+
+    def noted(tensor: Tensor) -> Any:
+        asked.append(len(model.modes))
+        return tolist(tensor)
+
+    monkeypatch.setattr(Tensor, "tolist", noted)
+    monkeypatch.setattr(Tensor, "item", lambda tensor: pytest.fail("it waits for the device"))
+    measured(model, pairs)
+    assert set(asked) == {3}  # when all batches had been given to the device
+
+
+def test_each_process_adds_its_batches_to_those_of_the_others():
+    pairs = batches(0, 11, 3, 5)
+    alone = measured(Table(), pairs)
+
+    class Second(World):
+        """The second of two processes: the first has had the other batches."""
+
+        def sum(self, values: Tensor) -> Tensor:
+            losses = [Table()(*pair).item() * int((pair[1] >= 0).sum()) for pair in pairs[::2]]
+            counts = [int((pair[1] >= 0).sum()) for pair in pairs[::2]]
+            return values + torch.tensor((sum(losses), sum(counts)), dtype=torch.float64)
+
+    found = evaluate(Table(), pairs[1::2], Second(torch.device("cpu"), rank=1, size=2))
+    assert found == pytest.approx(alone, rel=1e-12)
 
 
 def test_the_model_is_asked_in_evaluation_mode_and_left_as_it_was():
@@ -87,14 +127,25 @@ def test_no_gradients_are_kept():
 def test_a_stop_request_ends_the_evaluation_without_a_loss():
     with signal_handlers_kept():
         model, stop = Table(), StopRequest()
-        assert evaluate(model, batches(0, 0), WORLD, stop=stop) is not None
+        assert evaluate(model, batches(0, 0), WORLD, stop) is not None
+        assert not stop.is_agreed
         signal.raise_signal(signal.SIGTERM)
-        assert evaluate(model, batches(0, 0), WORLD, stop=stop) is None
+        assert evaluate(model, batches(0, 0), WORLD, stop) is None
+        assert stop.is_agreed
     assert len(model.modes) == 2
     assert model.training
 
 
-def test_bfloat16_gives_nearly_the_same_loss():
-    model = Table()
-    difference = measured(model, batches(0), precision="bfloat16") - measured(model, batches(0))
-    assert abs(difference) < 0.02
+def test_a_signal_to_another_process_leaves_no_loss_here_either():
+    class Second(World):
+        """The second of two processes, the first of which was asked to stop."""
+
+        def sum(self, values: Tensor) -> Tensor:
+            return values + 1
+
+    with signal_handlers_kept():
+        stop = StopRequest()
+        world = Second(torch.device("cpu"), rank=1, size=2)
+        assert evaluate(Table(), batches(0, 0), world, stop) is None
+        assert stop.signal is None
+        assert stop.is_agreed

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 import model as model_file
+from engine import loss as loss_file
+from engine.attend import fused_attention
+from engine.loss import LinearCrossEntropy, LossModel, summed_loss
 from engine.report import count_parameters
-from model import GPT, CausalSelfAttention, KVCache, ModelConfig
+from model import GPT, Attend, Mask, ModelConfig, attention
+from sampling.cache import KVCache, cached_attention
 
 SMALL = ModelConfig(vocab_size=31, context_length=12, n_layer=2, n_head=2, n_embd=16)
 
 both_architectures = pytest.mark.parametrize("architecture", ["gpt2", "modern"])
-both_attentions = pytest.mark.parametrize("attention", ["fused", "explicit"])
+written_and_fused = pytest.mark.parametrize("attend", [attention, fused_attention])
+all_attentions = pytest.mark.parametrize("attend", [attention, fused_attention, cached_attention])
 all_heads = pytest.mark.parametrize(
     ("architecture", "tie_embeddings"), [("gpt2", True), ("modern", True), ("modern", False)]
 )
@@ -34,10 +42,10 @@ def is_gain(name: str, parameter: Tensor) -> bool:
     return parameter.ndim == 1 and name.endswith("weight")
 
 
-def randomised(config: ModelConfig) -> GPT:
+def randomised(config: ModelConfig, attend: Attend = attention) -> GPT:
     """A model in eval mode with no parameter left at 0 or 1, where a misplaced one would hide."""
     torch.manual_seed(0)
-    gpt = GPT(config).eval()
+    gpt = GPT(config, attend).eval()
     for name, parameter in gpt.named_parameters():
         nn.init.normal_(parameter, mean=float(is_gain(name, parameter)), std=0.3)
     return gpt
@@ -58,29 +66,28 @@ def count(config: ModelConfig) -> dict[str, int]:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"n_head": 3}, "n_head must divide n_embd: got n_head=3, n_embd=16"),
-        ({"n_layer": 0}, "n_layer must be at least 1: got n_layer=0"),
-        ({"n_head": -1}, "n_head must be at least 0: got n_head=-1"),
-        ({"n_embd": -8}, "n_embd must be at least 0: got n_embd=-8"),
-        ({"context_length": 0}, "context_length must be at least 1: got context_length=0"),
-        ({"vocab_size": -1}, "vocab_size must be at least 0: got vocab_size=-1"),
-        ({"architecture": "llama"}, "must be gpt2 or modern: got architecture=llama"),
-        ({"attention": "flash"}, "must be fused or explicit: got attention=flash"),
-        ({"rope_theta": -1.0}, "rope_theta must be positive: got rope_theta=-1.0"),
-        ({"dropout": 1.0}, r"dropout must be in \[0, 1\): got dropout=1.0"),
-        ({"dropout": -0.1}, r"dropout must be in \[0, 1\): got dropout=-0.1"),
-        ({"dropout": math.nan}, r"dropout must be in \[0, 1\): got dropout=nan"),
-        (
-            {"tie_embeddings": False},
-            "gpt2's tie_embeddings must be True: got tie_embeddings=False",
-        ),
+        ({"n_head": 3}, "n_head must divide n_embd: got n_head=3, n_kv_head=0, n_embd=16"),
+        ({"n_layer": 0}, "n_layer must be at least 1: got 0"),
+        ({"n_head": -1}, "sizes must be at least 0: got n_head=-1, n_kv_head=0, n_embd=16"),
+        ({"n_embd": -8}, "sizes must be at least 0: got n_head=2, n_kv_head=0, n_embd=-8"),
+        ({"context_length": 0}, "context_length must be at least 1: got 0"),
+        ({"vocab_size": -1}, "vocab_size must be at least 0: got -1"),
+        ({"architecture": "llama"}, "architecture must be gpt2 or modern: got llama"),
+        ({"rope_theta": -1.0}, "rope_theta must be positive: got -1.0"),
+        ({"dropout": 1.0}, r"dropout must be in \[0, 1\): got 1.0"),
+        ({"dropout": -0.1}, r"dropout must be in \[0, 1\): got -0.1"),
+        ({"dropout": math.nan}, r"dropout must be in \[0, 1\): got nan"),
+        ({"tie_embeddings": False}, "gpt2's tie_embeddings must be True: got False"),
         (
             {"architecture": "modern", "n_head": 16},
-            "modern's n_embd / n_head must be even: got n_head=16, n_embd=16",
+            "modern's n_embd / n_head must be even: got n_head=16, n_kv_head=0, n_embd=16",
         ),
-        ({"architecture": "modern", "n_kv_head": 3}, "n_kv_head must divide n_head: got"),
+        (
+            {"architecture": "modern", "n_kv_head": 3},
+            "n_kv_head must divide n_head: got n_head=2, n_kv_head=3, n_embd=16",
+        ),
         ({"n_kv_head": 1}, "gpt2's n_kv_head must be n_head: got n_head=2, n_kv_head=1"),
-        ({"n_kv_head": -1}, "n_kv_head must be at least 0: got n_kv_head=-1"),
+        ({"n_kv_head": -1}, "sizes must be at least 0: got n_head=2, n_kv_head=-1, n_embd=16"),
     ],
 )
 def test_an_impossible_config_is_refused_with_the_rule_and_the_values(changes, message):
@@ -169,13 +176,21 @@ def test_the_counts_of_the_parts_are_those_by_hand_and_sum_to_the_built_model(
 
 @pytest.mark.parametrize(("n_layer", "n_embd"), [(1, 64), (4, 256), (12, 768)])
 def test_the_number_of_layers_alone_gives_the_width_and_heads_of_64(n_layer: int, n_embd: int):
-    config = GPT(ModelConfig(vocab_size=11, n_layer=n_layer)).config
+    with torch.device("meta"):
+        config = GPT(ModelConfig(vocab_size=11, n_layer=n_layer)).config
     assert (config.n_embd, config.n_head, config.head_dim) == (n_embd, n_layer, 64)
 
 
 def test_sizes_that_are_given_stay():
     config = ModelConfig(vocab_size=11, n_layer=3, n_embd=32, n_head=4, n_kv_head=4)
     assert config.sized() == config
+
+
+def test_heads_must_also_divide_a_width_that_follows_from_the_layers():
+    with pytest.raises(
+        ValueError, match="n_head must divide n_embd: got n_head=5, n_kv_head=5, n_embd=192"
+    ):
+        ModelConfig(vocab_size=11, n_layer=3, n_head=5).sized()
 
 
 # --- The loss -------------------------------------------------------------------------------------
@@ -186,13 +201,13 @@ def test_sizes_that_are_given_stay():
 def test_the_loss_in_chunks_and_its_gradients_are_those_of_torchs_cross_entropy(
     monkeypatch: pytest.MonkeyPatch, logits_at_once: int, dtype: torch.dtype
 ):
-    monkeypatch.setattr(model_file, "LOGITS_AT_ONCE", (0, logits_at_once))
+    monkeypatch.setattr(loss_file, "LOGITS_ON_CPU", logits_at_once)
     torch.manual_seed(0)
     x_NC, head_VC = torch.randn(37, 8, dtype=dtype), torch.randn(11, 8)
     targets_N = torch.randint(11, (37,))
     targets_N[5:9] = -100
     inputs = (x_NC.requires_grad_(), head_VC.requires_grad_())
-    ours = model_file.LinearCrossEntropy.apply(*inputs, targets_N)
+    ours = LinearCrossEntropy.apply(*inputs, targets_N)
     theirs = F.cross_entropy((x_NC @ head_VC.to(dtype).T).float(), targets_N)
     torch.testing.assert_close(ours, theirs)
     rtol, atol = (1e-5, 1e-6) if dtype == torch.float32 else (0.02, 2e-3)
@@ -202,28 +217,87 @@ def test_the_loss_in_chunks_and_its_gradients_are_those_of_torchs_cross_entropy(
         torch.testing.assert_close(found, expected, rtol=rtol, atol=atol)
 
 
-def test_the_loss_holds_no_more_logits_at_once_than_it_promises(monkeypatch: pytest.MonkeyPatch):
-    sizes: list[int] = []
-    nll_loss = F.nll_loss
+@pytest.mark.parametrize("logits_at_once", [1, 60, 10_000])
+@torch.no_grad()
+def test_the_sum_of_the_loss_in_chunks_is_that_of_torchs_cross_entropy(
+    monkeypatch: pytest.MonkeyPatch, logits_at_once: int
+):
+    monkeypatch.setattr(loss_file, "LOGITS_ON_CPU", logits_at_once)
+    gpt = randomised(SMALL)
+    x_NC, targets_N = torch.randn(37, SMALL.n_embd), torch.randint(SMALL.vocab_size, (37,))
+    targets_N[5:9] = -100
+    expected = F.cross_entropy(gpt.lm_head(x_NC), targets_N, reduction="sum")
+    torch.testing.assert_close(summed_loss(gpt, x_NC, targets_N), expected)
 
-    def counted(log_p_nV: Tensor, *rest: Any, **more: Any) -> Tensor:
-        sizes.append(log_p_nV.numel())
-        return nll_loss(log_p_nV, *rest, **more)
 
-    monkeypatch.setattr(model_file, "LOGITS_AT_ONCE", (0, 50))
-    monkeypatch.setattr(F, "nll_loss", counted)
-    targets_N = torch.randint(11, (37,))
-    model_file.LinearCrossEntropy.apply(torch.randn(37, 8), torch.randn(11, 8), targets_N)
-    assert max(sizes) <= 50
-    assert sum(sizes) == 37 * 11
+class LogitsNoted(TorchDispatchMode):
+    """Notes the size of every tensor that is as wide as the vocabulary, but for the head itself."""
+
+    def __init__(self, head_VC: Tensor) -> None:
+        super().__init__()
+        self.head = head_VC.data_ptr()
+        self.sizes: list[int] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        is_wide = isinstance(result, Tensor) and result.shape[-1:] == (SMALL.vocab_size,)
+        if is_wide and result.data_ptr() != self.head:
+            self.sizes.append(result.numel())
+        return result
+
+
+@pytest.mark.parametrize("has_gradient", [True, False])
+def test_the_loss_holds_no_more_logits_at_once_than_it_promises(
+    monkeypatch: pytest.MonkeyPatch, has_gradient: bool
+):
+    monkeypatch.setattr(loss_file, "LOGITS_ON_CPU", 150)
+    gpt, tokens_BT = randomised(SMALL), random_tokens(SMALL)
+    with torch.set_grad_enabled(has_gradient), LogitsNoted(gpt.lm_head.weight) as noted:
+        LossModel(gpt, torch.float32)(tokens_BT, tokens_BT)
+    # 4 positions at once: the six chunks hold all 24
+    assert set(noted.sizes) == {4 * SMALL.vocab_size}
+    assert len(noted.sizes) >= 6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_loss_with_a_gradient_is_the_one_without(dtype: torch.dtype):
+    gpt = randomised(SMALL)
+    tokens_BT, targets_BT = random_tokens(SMALL), random_tokens(SMALL)
+    loss = LossModel(gpt, dtype)(tokens_BT, targets_BT)
+    with torch.no_grad():
+        torch.testing.assert_close(LossModel(gpt, dtype)(tokens_BT, targets_BT), loss.detach())
+
+
+@all_heads
+def test_a_loss_without_a_gradient_multiplies_matrices_as_often_as_the_forward_pass(
+    architecture, tie_embeddings
+):
+    """A training step multiplies three times as often: forward, and two gradients of each."""
+    config = small(architecture=architecture, tie_embeddings=tie_embeddings)
+    gpt, tokens_BT = randomised(config), random_tokens(config)
+    n_matrices = sum(
+        matrix.numel()
+        for name, matrix in gpt.named_parameters()
+        if name.endswith("weight") and name.startswith("blocks.") and matrix.ndim == 2
+    )
+    B, T = tokens_BT.shape
+    C, V = config.n_embd, config.vocab_size
+    of_layers = 2 * B * T * n_matrices + config.n_layer * 2 * (2 * B * T * T * C)  # QKᵀ and AV
+    forward = of_layers + 2 * B * T * C * V
+    loss_model = LossModel(gpt, torch.float32)
+    with FlopCounterMode(display=False) as counted, torch.no_grad():
+        loss_model(tokens_BT, tokens_BT)
+    assert counted.get_total_flops() == forward
+    with FlopCounterMode(display=False) as counted:
+        loss_model(tokens_BT, tokens_BT).backward()
+    assert counted.get_total_flops() == 3 * forward
 
 
 # --- Initialisation -------------------------------------------------------------------------------
 
 
 @all_heads
-@pytest.mark.parametrize("vocab_size", [65, 4096])
-@pytest.mark.parametrize("n_embd", [64, 384])
+@pytest.mark.parametrize(("vocab_size", "n_embd"), [(65, 384), (4096, 64)])
 def test_the_loss_at_initialisation_is_that_of_the_uniform_guess(
     architecture, tie_embeddings, vocab_size, n_embd
 ):
@@ -236,8 +310,9 @@ def test_the_loss_at_initialisation_is_that_of_the_uniform_guess(
         n_layer=4,
         n_embd=n_embd,
     )
+    loss_model = LossModel(GPT(config), torch.float32)
     with torch.no_grad():
-        loss = GPT(config)(random_tokens(config, 8), random_tokens(config, 8))
+        loss = loss_model(random_tokens(config, 8), random_tokens(config, 8))
     assert loss.item() == pytest.approx(math.log(vocab_size), rel=0.03)
 
 
@@ -245,17 +320,27 @@ def matrices_of(gpt: GPT, ending: str) -> list[Tensor]:
     return [p for name, p in gpt.named_parameters() if name.endswith(ending) and p.ndim == 2]
 
 
-def test_gpt2_starts_with_its_published_spread():
+# 8 layers of width 128. GPT-2's residual layers are scaled by 1/√N, N = 2 n_layer (Radford et al.,
+# 2019, sec. 2.3), and modern's block matrices by the root of their fan-in (LeCun et al., 1998)
+GPT2_STD = {"wte": 0.02, "wpe": 0.02, "c_attn": 0.02, "c_fc": 0.02, "c_proj": 0.02 / math.sqrt(16)}
+TIED_STD = {"wte": 0.02, "c_proj": 0.02 / math.sqrt(16)}
+TIED_STD |= dict.fromkeys(("c_attn", "c_gate", "c_fc"), 1 / math.sqrt(128))
+UNTIED_STD = TIED_STD | {"wte": 0.3, "c_proj": 0.0, "lm_head": 0.02}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "std"), [("gpt2", GPT2_STD), ("modern", TIED_STD), ("modern", UNTIED_STD)]
+)
+def test_the_matrices_of_each_part_start_with_their_published_spread(architecture, std):
     torch.manual_seed(0)
-    gpt = GPT(small(vocab_size=500, context_length=100, n_layer=8, n_embd=128))
-    # Radford et al., 2019, sec. 2.3: residual layers are scaled by 1/sqrt(N), N = 2 n_layer
-    spreads = {"wte.weight": 0.02, "wpe.weight": 0.02, "c_attn.weight": 0.02, "c_fc.weight": 0.02}
-    for ending, std in (spreads | {"c_proj.weight": 0.02 / math.sqrt(16)}).items():
-        matrices = matrices_of(gpt, ending)
-        assert matrices
-        for matrix in matrices:
-            assert matrix.mean().item() == pytest.approx(0, abs=0.03 * std)
-            assert matrix.std().item() == pytest.approx(std, rel=0.03)
+    sizes = {"vocab_size": 500, "context_length": 100, "n_layer": 8, "n_embd": 128}
+    gpt = GPT(small(architecture=architecture, tie_embeddings="lm_head" not in std, **sizes))
+    parts = {name.split(".")[-2] for name, p in gpt.named_parameters() if p.ndim == 2}
+    assert parts == std.keys()
+    for part, expected in std.items():
+        for matrix in matrices_of(gpt, f"{part}.weight"):
+            assert matrix.mean().item() == pytest.approx(0, abs=0.03 * expected)
+            assert matrix.std().item() == pytest.approx(expected, rel=0.03)
 
 
 @both_architectures
@@ -265,17 +350,8 @@ def test_gains_start_at_1_and_biases_at_0(architecture):
             assert (parameter == float(is_gain(name, parameter))).all(), name
 
 
-def test_modern_matrices_start_at_1_over_the_root_of_their_fan_in():
-    torch.manual_seed(0)
-    gpt = GPT(small(architecture="modern", tie_embeddings=False, n_embd=192))
-    for ending in ("c_attn.weight", "c_gate.weight", "c_fc.weight"):
-        for matrix in matrices_of(gpt, ending):
-            assert matrix.std().item() == pytest.approx(192**-0.5, rel=0.03)
-
-
 def test_each_untied_modern_block_starts_as_the_identity():
     gpt = GPT(small(architecture="modern", tie_embeddings=False))
-    assert all((matrix == 0).all() for matrix in matrices_of(gpt, "c_proj.weight"))
     tokens_BT = random_tokens(gpt.config)
     torch.testing.assert_close(gpt(tokens_BT), gpt.lm_head(gpt.ln_f(gpt.wte(tokens_BT))))
 
@@ -291,16 +367,16 @@ def gradients_at_embeddings(gpt: GPT, tokens_BT: Tensor, targets_BT: Tensor) -> 
         embeddings.append(x)
 
     hook = gpt.wte.register_forward_hook(keep)
-    loss = gpt(tokens_BT, targets_BT)
+    loss = LossModel(gpt, torch.float32)(tokens_BT, targets_BT)
     hook.remove()
     return torch.autograd.grad(loss, embeddings[0])[0]
 
 
 @both_architectures
-@both_attentions
+@written_and_fused
 @pytest.mark.parametrize("position", [0, 5, 11])
-def test_a_token_gets_no_gradient_from_the_loss_of_the_past(architecture, attention, position):
-    gpt = randomised(small(architecture=architecture, attention=attention))
+def test_a_token_gets_no_gradient_from_the_loss_of_the_past(architecture, attend, position):
+    gpt = randomised(small(architecture=architecture), attend)
     tokens_BT = random_tokens(gpt.config)
     targets_BT = torch.full_like(tokens_BT, -100)
     targets_BT[0, position] = 7  # the loss of one position of the first sequence
@@ -314,17 +390,15 @@ def test_a_token_gets_no_gradient_from_the_loss_of_the_past(architecture, attent
 
 
 @both_architectures
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)], ids=["f64", "f32"]
 )
-def test_a_model_with_fused_attention_equals_one_with_explicit_attention(
-    architecture, training, dtype, tolerance
+def test_a_model_with_fused_attention_equals_one_with_the_written_one(
+    architecture, dtype, tolerance
 ):
     results = []
-    for attention in ("fused", "explicit"):
-        gpt = randomised(small(architecture=architecture, attention=attention)).to(dtype)
-        gpt.train(training)
+    for attend in (attention, fused_attention):
+        gpt = randomised(small(architecture=architecture), attend).to(dtype)
         logits_BTV = gpt(random_tokens(gpt.config))
         loss = logits_BTV.log_softmax(-1)[..., 0].mean()
         results.append((logits_BTV, *torch.autograd.grad(loss, list(gpt.parameters()))))
@@ -332,26 +406,23 @@ def test_a_model_with_fused_attention_equals_one_with_explicit_attention(
 
 
 @both_architectures
-@pytest.mark.parametrize(
-    ("attention", "function", "other"),
-    [
-        ("fused", "fused_attention", "attention"),
-        ("explicit", "attention", "fused_attention"),
-    ],
-)
-def test_each_setting_of_attention_runs_its_own_function(
-    architecture, attention, function, other, monkeypatch
-):
-    gpt = randomised(small(architecture=architecture, attention=attention))
-    tokens_BT = random_tokens(gpt.config)
-    monkeypatch.delattr(model_file, other)
-    gpt(tokens_BT)
-    monkeypatch.delattr(model_file, function)
-    with pytest.raises(NameError, match=f"'{function}' is not defined"):
-        gpt(tokens_BT)
+def test_a_model_attends_by_the_function_that_it_is_given_once_in_each_layer(architecture):
+    calls: list[str] = []
+
+    def counted(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, mask: Mask, dropout: float) -> Any:
+        calls.append("called")
+        return attention(q_BHTD, k_BKSD, v_BKSD, mask, dropout)
+
+    gpt = randomised(small(architecture=architecture), counted)
+    gpt(random_tokens(gpt.config))
+    assert len(calls) == gpt.config.n_layer
 
 
 # --- The cache ------------------------------------------------------------------------------------
+
+
+def new_cache(gpt: GPT, batch_size: int, **settings: Any) -> KVCache:
+    return KVCache(gpt.config, batch_size, gpt.wte.weight, **settings)
 
 
 def memory_of(cache: KVCache) -> list[int]:
@@ -359,16 +430,16 @@ def memory_of(cache: KVCache) -> list[int]:
 
 
 @both_architectures
-@both_attentions
+@all_attentions
 @pytest.mark.parametrize("static", [False, True])
-@pytest.mark.parametrize("chunks", [(12,), (1,) * 12, (11, 1), (5, 1, 4, 2)], ids=str)
+@pytest.mark.parametrize("chunks", [(12,), (1,) * 12, (5, 1, 4, 2)], ids=str)
 @torch.no_grad()
 def test_logits_with_a_cache_equal_logits_without_at_every_position(
-    architecture, attention, static, chunks
+    architecture, attend, static, chunks
 ):
-    gpt = randomised(small(architecture=architecture, attention=attention)).double()
+    gpt = randomised(small(architecture=architecture), attend).double()
     tokens_BT = random_tokens(gpt.config, B=3)
-    cache = gpt.new_cache(3, static=static)
+    cache = new_cache(gpt, 3, static=static)
     memory = memory_of(cache)
     logits_BTV = torch.cat([gpt(part_BT, cache=cache) for part_BT in tokens_BT.split(chunks, 1)], 1)
     torch.testing.assert_close(logits_BTV, gpt(tokens_BT), rtol=0, atol=1e-10)
@@ -377,13 +448,13 @@ def test_logits_with_a_cache_equal_logits_without_at_every_position(
 
 
 @both_architectures
-@both_attentions
+@all_attentions
 @pytest.mark.parametrize("static", [False, True])
 @torch.no_grad()
-def test_rows_that_begin_late_have_the_logits_that_they_have_alone(architecture, attention, static):
-    gpt = randomised(small(architecture=architecture, attention=attention)).double()
+def test_rows_that_begin_late_have_the_logits_that_they_have_alone(architecture, attend, static):
+    gpt = randomised(small(architecture=architecture), attend).double()
     tokens_BT, starts = random_tokens(gpt.config, B=3), [4, 0, 7]
-    cache = gpt.new_cache(3, starts_B=torch.tensor(starts), static=static)
+    cache = new_cache(gpt, 3, starts_B=torch.tensor(starts), static=static)
     parts = tokens_BT.split((9, 1, 1, 1), 1)
     logits_BTV = torch.cat([gpt(part_BT, cache=cache) for part_BT in parts], 1)
     for row, start in enumerate(starts):
@@ -391,50 +462,44 @@ def test_rows_that_begin_late_have_the_logits_that_they_have_alone(architecture,
         torch.testing.assert_close(logits_BTV[row, start:], alone_1TV[0], rtol=0, atol=1e-10)
 
 
-@both_attentions
+@all_attentions
 @pytest.mark.parametrize("static", [False, True])
-@pytest.mark.parametrize("late", [False, True])
-@pytest.mark.parametrize("n_kv_head", [1, 2])
+@pytest.mark.parametrize(("late", "n_kv_head"), [(False, 1), (True, 2)])
 @torch.no_grad()
 def test_beyond_the_context_each_layer_of_a_token_sees_the_latest_positions(
-    monkeypatch, attention, static, late, n_kv_head
+    monkeypatch, attend, static, late, n_kv_head
 ):
-    config = small(architecture="modern", attention=attention, n_kv_head=n_kv_head)
-    gpt, size, T = randomised(config).double(), config.context_length, 40
+    config = small(architecture="modern", n_kv_head=n_kv_head)
+    gpt, size, T = randomised(config, attend).double(), config.context_length, 30
     starts = [3, 0] if late else [0, 0]
     tokens_BT = random_tokens(config, T=T)
     starts_B = torch.tensor(starts) if late else None
-    cache = gpt.new_cache(2, starts_B=starts_B, static=static)
+    cache = new_cache(gpt, 2, starts_B=starts_B, static=static)
     parts = [tokens_BT[:, :5], *tokens_BT[:, 5:].split(1, 1)]
     logits_BTV = torch.cat([gpt(part_BT, cache=cache) for part_BT in parts], 1)
     # all at once, by a mask with a band of the context's width
-    banded = lambda T, S, device: torch.ones(T, S, dtype=torch.bool).tril(S - T).triu(1 - size)  # noqa: E731
-    monkeypatch.setattr(model_file, "causal_mask", banded)
-    gpt.config = replace(gpt.config, context_length=T)
-    for module in gpt.modules():
-        if isinstance(module, CausalSelfAttention):
-            module.config = replace(module.config, attention="explicit")
+    whole = randomised(replace(config, context_length=T)).double()
+    monkeypatch.setattr(model_file, "causal_mask", partial(banded_mask, size))
     for row, start in enumerate(starts):
-        whole_1TV = gpt(tokens_BT[row : row + 1, start:])
+        whole_1TV = whole(tokens_BT[row : row + 1, start:])
         torch.testing.assert_close(logits_BTV[row, start:], whole_1TV[0], rtol=0, atol=1e-10)
 
 
-@torch.no_grad()
-def test_the_logits_of_the_last_positions_are_those_of_all():
-    gpt = randomised(small())
-    tokens_BT = random_tokens(gpt.config)
-    torch.testing.assert_close(gpt(tokens_BT, last=3), gpt(tokens_BT)[:, -3:])
+def banded_mask(width: int, T: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(T, T): -∞ but for the latest `width` positions of each."""
+    may_see_TT = torch.ones(T, T, dtype=torch.bool, device=device).tril().triu(1 - width)
+    return torch.zeros(T, T, dtype=dtype, device=device).masked_fill(~may_see_TT, -math.inf)
 
 
-@both_attentions
+@all_attentions
 @torch.no_grad()
-def test_grouped_queries_equal_full_attention_with_repeated_keys_and_values(attention):
-    config = small(architecture="modern", attention=attention, n_head=4, n_kv_head=2)
-    grouped, full = randomised(config), randomised(replace(config, n_kv_head=4))
+def test_grouped_queries_equal_full_attention_with_repeated_keys_and_values(attend):
+    config = small(architecture="modern", n_head=4, n_kv_head=2)
+    grouped, full = randomised(config, attend), randomised(replace(config, n_kv_head=4), attend)
     full.load_state_dict(grouped.state_dict() | repeated_keys_and_values(grouped))
     tokens_BT = random_tokens(config)
     torch.testing.assert_close(grouped(tokens_BT), full(tokens_BT))
-    caches = [gpt.new_cache(2) for gpt in (grouped, full)]
+    caches = [new_cache(gpt, 2) for gpt in (grouped, full)]
     assert caches[0].k_LBKSD.numel() * 2 == caches[1].k_LBKSD.numel()
     for part_BT in tokens_BT.split((6, 1, 5), 1):
         logits = [
@@ -462,14 +527,18 @@ def repeated_keys_and_values(gpt: GPT) -> dict[str, Tensor]:
 @torch.no_grad()
 def test_a_sequence_beyond_the_context_is_refused_with_both_lengths(architecture):
     gpt = randomised(small(architecture=architecture))
-    cache = gpt.new_cache(2)
+    cache = new_cache(gpt, 2)
     gpt(random_tokens(gpt.config, T=10), cache=cache)
-    message = "a sequence of 13 tokens is longer than context_length=12"
+    message = "13 tokens are more than context_length=12"
     with pytest.raises(ValueError, match=message):
         gpt(random_tokens(gpt.config, T=13))
     with pytest.raises(ValueError, match=message):
         gpt(random_tokens(gpt.config, T=3), cache=cache)
     assert cache.length == int(cache.end) == 10  # the refused tokens left no trace
+    gpt(random_tokens(gpt.config, T=2), cache=cache)
+    if architecture == "gpt2":  # learned positions end with the context, rotary ones slide
+        with pytest.raises(ValueError, match=message):
+            gpt(random_tokens(gpt.config, T=1), cache=cache)
 
 
 # --- Against transformers -------------------------------------------------------------------------
@@ -491,7 +560,7 @@ def test_gpt2_gives_the_logits_of_transformers_gpt2(training):
     """In training too: dropout draws the same masks in the same places from the same seed."""
     transformers = pytest.importorskip("transformers")
     config = small(n_layer=3, n_embd=32, n_head=4, vocab_size=61, dropout=0.3)
-    gpt = randomised(replace(config, attention="explicit")).train(training)
+    gpt = randomised(config).train(training)
     peer_config = transformers.GPT2Config(
         vocab_size=61,
         n_positions=12,
@@ -577,11 +646,11 @@ def test_modern_gives_the_logits_of_transformers_qwen3(tie_embeddings, rope_thet
 
 
 @both_architectures
-@both_attentions
+@written_and_fused
 @torch.no_grad()
-def test_dropout_acts_in_training_alone(architecture, attention):
-    config = small(architecture=architecture, attention=attention)
-    plain, dropping = randomised(config), randomised(replace(config, dropout=0.3))
+def test_dropout_acts_in_training_alone(architecture, attend):
+    config = small(architecture=architecture)
+    plain, dropping = randomised(config, attend), randomised(replace(config, dropout=0.3), attend)
     tokens_BT = random_tokens(config)
     assert torch.equal(dropping(tokens_BT), plain(tokens_BT))
     dropping.train()
@@ -589,10 +658,10 @@ def test_dropout_acts_in_training_alone(architecture, attention):
 
 
 @both_architectures
-@both_attentions
+@written_and_fused
 @torch.no_grad()
-def test_dropout_also_acts_on_the_attention_weights(architecture, attention):
-    gpt = randomised(small(architecture=architecture, attention=attention, dropout=0.3))
+def test_dropout_also_acts_on_the_attention_weights(architecture, attend):
+    gpt = randomised(small(architecture=architecture, dropout=0.3), attend)
     tokens_BT = random_tokens(gpt.config)
     gpt.train()
     for module in gpt.modules():
@@ -602,16 +671,18 @@ def test_dropout_also_acts_on_the_attention_weights(architecture, attention):
 
 
 @both_architectures
-@torch.no_grad()
-def test_the_loss_is_the_mean_over_the_targets_that_are_not_minus_100(architecture):
+@pytest.mark.parametrize("has_gradient", [True, False])
+def test_the_loss_is_the_mean_over_the_targets_that_are_not_minus_100(architecture, has_gradient):
     gpt = randomised(small(architecture=architecture))
+    loss_model = LossModel(gpt, torch.float32)
     tokens_BT, targets_BT = random_tokens(gpt.config), random_tokens(gpt.config)
     counts_BT = torch.rand(targets_BT.shape) < 0.5
     probabilities_BTV = gpt(tokens_BT).softmax(-1)
     nats_BT = -probabilities_BTV.gather(-1, targets_BT[..., None])[..., 0].log()
-    torch.testing.assert_close(gpt(tokens_BT, targets_BT), nats_BT.mean())
-    loss = gpt(tokens_BT, targets_BT.masked_fill(~counts_BT, -100))
-    torch.testing.assert_close(loss, nats_BT[counts_BT].mean())
+    with torch.set_grad_enabled(has_gradient):
+        torch.testing.assert_close(loss_model(tokens_BT, targets_BT), nats_BT.mean())
+        loss = loss_model(tokens_BT, targets_BT.masked_fill(~counts_BT, -100))
+        torch.testing.assert_close(loss, nats_BT[counts_BT].mean())
 
 
 @pytest.fixture
@@ -622,28 +693,42 @@ def every_warning_is_an_error() -> Iterator[None]:
 
 
 @both_architectures
-@both_attentions
+@written_and_fused
 @pytest.mark.filterwarnings("error")
 @pytest.mark.usefixtures("every_warning_is_an_error")
-def test_bfloat16_autocast_trains_and_samples_without_a_warning_and_near_float32(
-    architecture, attention
-):
+def test_bfloat16_products_train_without_a_warning_and_near_float32(architecture, attend):
     torch.manual_seed(0)
-    gpt = GPT(small(architecture=architecture, attention=attention, n_embd=64))
+    gpt = GPT(small(architecture=architecture, n_embd=64), attend)
     for matrix in matrices_of(gpt, "c_proj.weight"):  # modern's are zero at first
         nn.init.normal_(matrix, std=0.1)
     tokens_BT, targets_BT = random_tokens(gpt.config), random_tokens(gpt.config)
-    losses, logits = [], []
-    for enabled in (False, True):
-        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            losses.append(gpt(tokens_BT, targets_BT))
-            with torch.no_grad():
-                logits.append(gpt(tokens_BT, cache=gpt.new_cache(2)).float())
+    losses, features = [], []
+    for dtype in (torch.float32, torch.bfloat16):
+        losses.append(LossModel(gpt, dtype)(tokens_BT, targets_BT))
+        features.append(gpt.features(tokens_BT, dtype=dtype))
+        assert features[-1].dtype == dtype
     gradients = [torch.autograd.grad(loss, list(gpt.parameters())) for loss in losses]
     assert losses[1].dtype == torch.float32
-    torch.testing.assert_close(losses[1], losses[0], rtol=0.01, atol=0)
-    for exact, rounded in [tuple(logits), *zip(*gradients, strict=True)]:
-        assert (rounded - exact).norm() < 0.1 * exact.norm()
+    assert 0 < (losses[1] - losses[0]).abs() < 0.01 * losses[0]
+    assert all(gradient.dtype == torch.float32 for gradient in gradients[1])  # as the weights
+    for exact, rounded in [tuple(features), *zip(*gradients, strict=True)]:
+        assert (rounded.float() - exact).norm() < 0.1 * exact.norm()
+
+
+@both_architectures
+@pytest.mark.filterwarnings("error")
+@pytest.mark.usefixtures("every_warning_is_an_error")
+@torch.no_grad()
+def test_a_bfloat16_model_with_a_cache_is_near_float32_without_a_warning(architecture):
+    gpt = randomised(small(architecture=architecture, n_embd=64), cached_attention)
+    tokens_BT = random_tokens(gpt.config)
+    exact_BTV = gpt(tokens_BT)
+    gpt.bfloat16()
+    cache = new_cache(gpt, 2)
+    assert cache.k_LBKSD.dtype == torch.float32  # which a CPU reads faster
+    logits_BTV = torch.cat([gpt(part_BT, cache) for part_BT in tokens_BT.split((9, 1, 2), 1)], 1)
+    assert logits_BTV.dtype == torch.bfloat16
+    assert (logits_BTV.float() - exact_BTV).norm() < 0.1 * exact_BTV.norm()
 
 
 # --- The file -------------------------------------------------------------------------------------
@@ -655,7 +740,7 @@ from model import GPT, ModelConfig
 new = {name.split(".")[0] for name in set(sys.modules) - before} - sys.stdlib_module_names
 assert new <= {"model", "torch"}, new
 gpt = GPT(ModelConfig(vocab_size=5, context_length=4, n_layer=1, n_head=1, n_embd=4))
-gpt(torch.tensor([[0, 1, 2, 3]]), torch.tensor([[1, 2, 3, 4]])).backward()
+gpt(torch.tensor([[0, 1, 2, 3]])).sum().backward()
 assert not {"data", "engine", "train", "sample"} & set(sys.modules)
 """
 

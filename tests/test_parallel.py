@@ -1,48 +1,33 @@
-"""Devices, sums and signals in one process; test_train.py has the runs in several."""
+"""Worlds, sums and signals in one process; test_train.py has the runs in several."""
 
+import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import weakref
+from collections.abc import Iterator
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch import Tensor
 
+import train
 from engine import parallel
-from engine.parallel import Prefetch, StopRequest, World, find_device, seed_dropout
-from helpers import REPOSITORY, signal_handlers_kept
+from engine.cli import parse_config
+from engine.parallel import StopRequest, World, mix_seed, seed_dropout
+from helpers import PLAIN, REPOSITORY, SERVER, finish, signal_handlers_kept, write_tiny
 
 CPU = torch.device("cpu")
 
-WAIT_FOR_SIGNALS = """
-import time
-from engine.parallel import StopRequest
-stop = StopRequest()
-print("ready", flush=True)
-while stop.signal is None:
-    time.sleep(0.01)
-print("asked", flush=True)
-time.sleep(60)
-"""
 
-
-@pytest.mark.parametrize(
-    ("cuda", "mps", "best"),
-    [(True, False, "cuda"), (False, True, "mps"), (False, False, "cpu"), (True, True, "cuda")],
-)
-def test_auto_is_the_best_device(monkeypatch: pytest.MonkeyPatch, cuda: bool, mps: bool, best: str):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
-    assert find_device("auto") == best
-    assert find_device("cpu") == "cpu"
-
-
-def test_a_device_that_is_not_here_is_refused_with_those_that_are(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    with pytest.raises(ValueError, match=r"device cuda is not available here: .* one of mps, cpu"):
-        find_device("cuda")
+# --- Processes ------------------------------------------------------------------------------------
 
 
 def test_one_process_is_its_own_world(monkeypatch: pytest.MonkeyPatch):
@@ -62,14 +47,131 @@ def test_other_processes_are_not_the_main_one():
     assert not World(CPU, rank=1, size=2).is_main
 
 
-def test_precision_is_what_was_asked_or_what_the_hardware_multiplies(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.fixture
+def two(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
+    """Let torch take this process for the second of two; what it asks of the first is noted."""
+    asked: list[tuple[str, Any]] = []
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(dist, "get_rank", lambda: 1)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+
+    def all_reduce(values: Tensor) -> None:
+        asked.append(("sum", tuple(values.shape)))
+        values.mul_(2)  # the other process has the same
+
+    monkeypatch.setattr(dist, "all_reduce", all_reduce)
+    for name in ("init_process_group", "barrier", "destroy_process_group"):
+        monkeypatch.setattr(dist, name, lambda *args, name=name: asked.append((name, args)))
+    return asked
+
+
+def test_processes_join_and_leave_together(two: list[tuple[str, Any]]):
+    with parallel.world("cpu") as world:
+        assert (world.device, world.rank, world.size) == (CPU, 1, 2)
+        assert two == [("init_process_group", ("gloo",))]
+        world.wait_for_all()
+        assert two[1:] == [("barrier", ())]
+    assert two[2:] == [("barrier", ()), ("destroy_process_group", ())]
+
+
+def test_a_process_that_fails_waits_for_no_other(two: list[tuple[str, Any]]):
+    with pytest.raises(ValueError, match="a fault"), parallel.world("cpu"):
+        raise ValueError("a fault")
+    assert [name for name, _ in two] == ["init_process_group", "destroy_process_group"]
+
+
+class Replica:
+    """Stands for DDP, which knows itself."""
+
+    itself: "Replica"
+
+
+@pytest.mark.parametrize("error", [None, ValueError("a fault"), SystemExit(143)])
+def test_a_run_is_freed_before_its_processes_part(
+    two: list[tuple[str, Any]], monkeypatch: pytest.MonkeyPatch, error: BaseException | None
 ):
-    world = World(CPU)
-    for has, expected in ((True, "bfloat16"), (False, "float32")):
-        monkeypatch.setattr(parallel, "has_bfloat16", lambda device, has=has: has)
-        assert world.precision("auto") == expected
-        assert world.precision("float32") == "float32"
+    """Else torch frees the replica's group at exit while it holds Python's lock, for which a thread
+    of that group may wait: then the process hangs."""
+    replicas: list[Any] = []
+
+    def run() -> None:
+        replica = Replica()
+        replica.itself = replica
+        replicas.append(weakref.ref(replica))
+        if error is not None:
+            raise error
+
+    def part() -> None:
+        two.append(("part", replicas[0]() is None))
+
+    monkeypatch.setattr(dist, "destroy_process_group", part)
+    with contextlib.suppress(ValueError, SystemExit), parallel.world("cpu"):
+        run()
+    assert two[-1] == ("part", True)
+
+
+def test_a_sum_over_two_processes_leaves_the_tensor_that_was_given(two: list[tuple[str, Any]]):
+    values = torch.tensor([1.5, -2.0])
+    assert World(CPU, rank=1, size=2).sum(values).tolist() == [3.0, -4.0]
+    assert values.tolist() == [1.5, -2.0]
+    assert two == [("sum", (2,))]
+
+
+def test_a_step_asks_the_other_processes_once_with_a_vector_of_two_numbers(
+    two: list[tuple[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(parallel, "replicate", lambda model, world, compiled: model)
+    arguments = [str(write_tiny(tmp_path)), f"--out_dir={tmp_path / 'run'}", *PLAIN]
+    config = parse_config(train.TrainConfig, [*arguments, "--max_steps=3", "--eval_every=2"])
+    with signal_handlers_kept():
+        train.train(config, World(CPU, rank=0, size=2), StopRequest())
+    evaluation = [("sum", (2,)), ("sum", ())]  # the losses and their number; shall we stop?
+    assert two == [("sum", (2,))] * 2 + evaluation + [("sum", (2,))] + evaluation
+
+
+# --- Compiled -------------------------------------------------------------------------------------
+
+PROBE = """
+import torch
+from torch._dynamo.utils import counters
+from engine import parallel
+from engine.loss import LossModel
+from model import GPT, ModelConfig
+torch.manual_seed(0)
+model = GPT(ModelConfig(vocab_size=5, context_length=4, n_layer=1, n_head=1, n_embd=8))
+world = parallel.World(torch.device("cpu"))
+loss_model = parallel.replicate(LossModel(model, torch.float32), world, compiled=True)
+tokens_BT = torch.arange(4)[None]
+loss_model(tokens_BT, tokens_BT + 1).backward()
+print(model.ln_f.weight.grad.norm().item(), counters["aot_autograd"]["autograd_cache_hit"])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_a_gradient_of_our_own_is_compiled_once_and_anew_when_its_code_changes(tmp_path: Path):
+    for name in ("model.py", "files.py"):
+        shutil.copy(REPOSITORY / name, tmp_path)
+    shutil.copytree(REPOSITORY / "engine", tmp_path / "engine")
+    cache = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+
+    def probe() -> tuple[float, bool]:
+        command, environment = [sys.executable, "-c", PROBE], os.environ | cache
+        said = subprocess.check_output(command, cwd=tmp_path, env=environment, text=True)
+        norm, hits = said.split()
+        return float(norm), int(hits) > 0
+
+    norm, is_cached = probe()
+    assert not is_cached
+    assert probe() == (norm, True)
+    path = tmp_path / "engine/loss.py"
+    changed = path.read_text().replace("return dx_NC * scale,", "return 2 * dx_NC * scale,")
+    assert changed != path.read_text()
+    path.write_text(changed)
+    assert probe() == (pytest.approx(2 * norm), False)
+
+
+# --- Seeds ----------------------------------------------------------------------------------------
 
 
 def masks(seed: int, step: int, rank: int) -> list[float]:
@@ -84,19 +186,41 @@ def test_dropout_is_the_same_for_the_same_seed_step_and_rank():
 
 
 def test_dropout_differs_between_seeds_steps_and_ranks():
-    cases = [(seed, step, rank) for seed in range(4) for step in range(50) for rank in range(4)]
+    cases = [(seed, step, rank) for seed in range(3) for step in range(9) for rank in range(4)]
     assert len({tuple(masks(*case)) for case in cases}) == len(cases)
+
+
+def test_mixed_seeds_share_about_half_of_their_bits_with_those_of_neighbours():
+    seeds = [mix_seed(1337, step, rank) for step in range(50) for rank in range(4)]
+    different = [(a ^ b).bit_count() for a in seeds for b in seeds if a != b]
+    assert min(different) > 15
+    assert max(different) < 49
+    assert sum(different) / len(different) == pytest.approx(32, abs=0.5)
+
+
+# --- Signals --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_first_signal_is_noted_and_nothing_else(number: signal.Signals):
     with signal_handlers_kept():
         stop = StopRequest()
-        assert not stop.on_any_rank(World(CPU))
+        assert not stop.agree(World(CPU))
         signal.raise_signal(number)
-        assert stop.on_any_rank(World(CPU))
+        assert not stop.is_agreed
+        assert stop.agree(World(CPU))
+        assert stop.is_agreed
         assert stop.exit_code == 128 + number
-        assert signal.getsignal(number) == signal.SIG_DFL
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL
+        assert signal.getsignal(signal.SIGTERM) == stop._note
+
+
+def test_the_exit_code_is_that_of_the_first_signal():
+    with signal_handlers_kept():
+        stop = StopRequest()
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.exit_code == 130
 
 
 def test_a_process_that_another_one_told_to_stop_exits_as_by_sigterm():
@@ -104,68 +228,56 @@ def test_a_process_that_another_one_told_to_stop_exits_as_by_sigterm():
         assert StopRequest().exit_code == 143
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_second_signal_kills(number: signal.Signals):
-    process = subprocess.Popen(
-        [sys.executable, "-c", WAIT_FOR_SIGNALS],
-        stdout=subprocess.PIPE,
-        cwd=REPOSITORY,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    process.send_signal(number)
-    assert process.stdout.readline() == "asked\n"
-    assert process.poll() is None
-    asked_at = time.monotonic()
-    process.send_signal(number)
-    assert process.wait(30) == -number
-    assert time.monotonic() - asked_at < 5
-    process.stdout.close()
+def test_what_was_agreed_is_not_forgotten():
+    with signal_handlers_kept():
+        stop = StopRequest()
+        stop.is_agreed = True
+        assert stop.agree(World(CPU))
 
 
-# --- Batches ahead --------------------------------------------------------------------------------
+def wait_for_signals(log: Path) -> None:
+    """Note each signal that a StopRequest takes, until a second has passed without one."""
+    stop = StopRequest()
+    log.write_text("ready ")
+    seen = None
+    until = time.monotonic() + 30
+    while time.monotonic() < until:
+        if stop.signal != seen:
+            seen, until = stop.signal, time.monotonic() + 1
+            log.write_text("asked ")
+        time.sleep(0.01)
 
 
-def test_the_next_batch_is_made_while_the_device_works_and_each_only_once():
-    made: list[int] = []
-
-    def make(step: int) -> tuple[torch.Tensor, ...]:
-        made.append(step)
-        return (torch.tensor(step), torch.tensor(-step))
-
-    fetch = Prefetch(make, torch.device("cpu"))
-    assert [tensor.item() for tensor in fetch.batch(3)] == [3, -3]
-    fetch.ready[4].result()
-    assert made == [3, 4]
-    assert [tensor.item() for tensor in fetch.batch(4)] == [4, -4]
-    assert [tensor.item() for tensor in fetch.batch(9)] == [9, -9]
-    fetch.thread.shutdown()
-    assert made == [3, 4, 5, 9, 10]
+def wait_for_text(path: Path, text: str) -> None:
+    for _ in range(6000):
+        if path.exists() and path.read_text() == text:
+            return
+        time.sleep(0.01)
+    raise TimeoutError(f"{path} does not hold {text!r}")
 
 
-def test_an_error_in_making_a_batch_reaches_the_loop():
-    def make(step: int) -> tuple[torch.Tensor, ...]:
-        raise ValueError("a damaged file")
+@pytest.fixture
+def asked(tmp_path: Path) -> Iterator[BaseProcess]:
+    """A process that is ready to be asked to stop, and then has a second's work to do."""
+    process = SERVER.Process(target=wait_for_signals, args=(tmp_path / "log",))
+    process.start()
+    wait_for_text(tmp_path / "log", "ready ")
+    yield process
+    process.kill()
+    process.join()
 
-    with pytest.raises(ValueError, match="a damaged file"):
-        Prefetch(make, torch.device("cpu")).batch(0)
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_ctrl_c_kills(asked: BaseProcess, tmp_path: Path, first: signal.Signals):
+    os.kill(asked.pid or 0, first)
+    wait_for_text(tmp_path / "log", "asked ")
+    os.kill(asked.pid or 0, signal.SIGINT)
+    assert finish(asked) == -signal.SIGINT
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="malloc's settings are those of Linux")
-def test_the_memory_of_a_freed_tensor_is_used_again_without_asking_the_kernel():
-    code = """
-import resource, torch
-from engine.parallel import keep_freed_memory
-keep_freed_memory()
-def faults():
-    for _ in range(20):
-        torch.ones(10_000_000)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-first = faults()
-print(faults() - first)
-"""
-    command = [sys.executable, "-c", code]
-    found = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
-    assert int(found.stdout) < 1000  # 20 x 40 MB in pages of 4 kB would be 200,000
+def test_no_sigterm_kills_who_was_asked_to_stop_already(asked: BaseProcess, tmp_path: Path):
+    os.kill(asked.pid or 0, signal.SIGTERM)  # a scheduler's
+    wait_for_text(tmp_path / "log", "asked ")
+    for _ in range(2):  # torchrun's, and one more
+        os.kill(asked.pid or 0, signal.SIGTERM)
+    assert finish(asked) == 0

@@ -7,25 +7,37 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import model as model_file
 import sample
+from data.prepare import PrepareConfig, prepare
 from data.tokenizer import ByteTokenizer, CharTokenizer, Tokenizer
 from engine import checkpoint
-from helpers import REPOSITORY, run_here, train_here, write_tiny
-from model import GPT, KVCache, ModelConfig
-from sample import SampleConfig, grow, write_samples
+from engine.device import HostCopy
+from helpers import REPOSITORY, TINY, run_here, train_here, without_box, words, write_tiny
+from model import GPT, Cache, ModelConfig
+from sample import SampleConfig, grow_samples, write_samples
+from sampling.cache import cached_attention
 from sampling.choose import Drawn, distribution
 from sampling.decode import Decoder
-from sampling.output import Sample
+from sampling.load import Trained, load_model
+from sampling.output import Sample, read_steps
 from sampling.prompts import encode_prompt, read_text
 
 LETTERS = CharTokenizer("abcdefgh", with_end_of_text=False)
@@ -38,7 +50,7 @@ def randomised(architecture: Any = "gpt2", vocab_size: int = V, **changes: Any) 
     torch.manual_seed(0)
     sizes: dict[str, Any] = {"context_length": 12, "n_layer": 2, "n_head": 2, "n_embd": 16}
     sizes |= {"vocab_size": vocab_size, "tie_embeddings": architecture == "gpt2"}
-    model = GPT(ModelConfig(architecture=architecture, **sizes | changes)).eval()
+    model = GPT(ModelConfig(architecture=architecture, **sizes | changes), cached_attention).eval()
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.5)
     return model
@@ -50,21 +62,22 @@ class Scripted(GPT):
     def __init__(self, script: list[int], vocab_size: int = 300) -> None:
         sizes: dict[str, Any] = {"context_length": 8, "n_layer": 1, "n_head": 1, "n_embd": 2}
         super().__init__(ModelConfig(vocab_size=vocab_size, **sizes))
-        self.script, self.before = iter(script), lambda: None
+        self.script = iter(script)
+        self.before = lambda: None
+        self.lm_head = nn.Identity()  # for the features are logits already
 
-    def forward(
-        self,
-        tokens_BT: Tensor,
-        targets_BT: Any = None,
-        cache: KVCache | None = None,
-        last: int = 0,
+    def features(
+        self, tokens_BT: Tensor, cache: Cache | None = None, dtype: torch.dtype | None = None
     ) -> Tensor:
         assert cache is not None
         self.before()
         cache.place(tokens_BT.shape[1])
-        logits_BTV = torch.zeros(1, 1, self.config.vocab_size)
-        logits_BTV[0, 0, next(self.script)] = 10.0
-        return logits_BTV
+        return self.next_logits().expand(len(tokens_BT), 1, -1)
+
+    def next_logits(self) -> Tensor:
+        logits_V = torch.zeros(self.config.vocab_size)
+        logits_V[next(self.script)] = 10.0
+        return logits_V
 
 
 def generated_together(
@@ -73,8 +86,11 @@ def generated_together(
     """The tokens of texts that grow in one batch."""
     tokenizer = settings.pop("tokenizer", LETTERS)
     config = SampleConfig(**settings)
-    samples = [Sample("", index, tokenizer, config.stop) for index in indices]
-    for _ in grow(model, samples, prompts, config):
+    samples = [
+        Sample("", prompt, index, tokenizer, config.stop)
+        for prompt, index in zip(prompts, indices, strict=True)
+    ]
+    for _ in grow_samples(model, samples, config):
         pass
     return [one.tokens for one in samples]
 
@@ -169,22 +185,32 @@ def test_the_likeliest_token_is_never_cut():
 
 def test_tokens_are_drawn_as_often_as_the_distribution_says():
     logits_V = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0, -1.5, -9.0, -9.0])
-    model, n = Scripted([]), 4000
-    model.forward = lambda *_, cache, **__: (cache.place(1), logits_V[None, None])[1]  # type: ignore[method-assign]
+    model, n = Scripted([], vocab_size=V), 4000
+    model.next_logits = lambda: logits_V
     settings: dict[str, Any] = {"temperature": 1.5, "top_k": 6}
-    counts_V = np.bincount(generated(model, [0], max_new_tokens=n, **settings), minlength=V)
+    texts = generated_together(model, [[0]] * 20, list(range(20)), max_new_tokens=200, **settings)
+    counts_V = np.bincount(np.array(texts).flatten(), minlength=V)
     expected_V = n * reference(logits_V.numpy().astype(float), SampleConfig(**settings))
     assert counts_V[6:].sum() == 0
     chi_square = ((counts_V - expected_V)[:6] ** 2 / expected_V[:6]).sum()
     assert chi_square < 20.5  # 5 degrees of freedom: once in a thousand
 
 
-def test_temperature_zero_takes_the_likeliest_token():
+@pytest.mark.parametrize(("penalty", "fewest"), [(1.0, 1), (9.0, 6)])
+@torch.no_grad()
+def test_temperature_zero_takes_the_likeliest_token_after_the_penalty_of_those_so_far(
+    penalty: float, fewest: int
+):
     model = randomised()
     text = [1, 2]
-    for token in generated(model, [1, 2], temperature=0.0, max_new_tokens=10):
-        assert token == model(torch.tensor([text]))[0, -1].argmax()
+    settings: dict[str, Any] = {"temperature": 0.0, "repetition_penalty": penalty}
+    for token in generated(model, [1, 2], max_new_tokens=10, **settings):
+        logits_V = model(torch.tensor([text]))[0, -1]
+        for seen in set(text):
+            logits_V[seen] *= 1 / penalty if logits_V[seen] > 0 else penalty
+        assert token == logits_V.argmax()
         text.append(token)
+    assert len(set(text)) >= fewest  # unlike tokens: so the penalty counts those that were drawn
 
 
 # --- Samples --------------------------------------------------------------------------------------
@@ -208,7 +234,7 @@ def test_each_sample_is_the_same_whatever_their_number(
     num_samples: int, capsys: pytest.CaptureFixture[str]
 ):
     model, config = randomised(), SampleConfig(max_new_tokens=20, num_samples=num_samples)
-    write_samples(model, LETTERS, ["b"], False, config)
+    write_samples(Trained(model, LETTERS, False, 0), ["b"], config)
     expected = [generated(model, [1], i, max_new_tokens=20) for i in range(num_samples)]
     assert shown(capsys) == ["b" + LETTERS.decode(tokens) + "\n" for tokens in expected]
 
@@ -253,71 +279,163 @@ def greedy_without_cache(model: GPT, prompt: list[int], n: int) -> list[int]:
 
 
 @both_architectures
-@pytest.mark.parametrize("length", [1, 5, 11, 12, 13, 40])
+@pytest.mark.parametrize("length", [1, 11, 12, 13, 40])
 def test_text_is_what_a_model_without_a_cache_writes_past_the_context_too(
     architecture: str, length: int, monkeypatch: pytest.MonkeyPatch
 ):
     model, rng = randomised(architecture), np.random.default_rng(length)
     prompt = rng.integers(V, size=length).tolist()
-    tokens = generated(model, prompt, temperature=0.0, max_new_tokens=45)
+    tokens = generated(model, prompt, temperature=0.0, max_new_tokens=30)
     if architecture == "modern":  # a window over any length, by a band in the mask
         size = model.config.context_length
-        band = lambda T, S, device: torch.ones(T, S, dtype=torch.bool).tril(S - T).triu(1 - size)  # noqa: E731
-        monkeypatch.setattr(model_file, "causal_mask", band)
-        peer = randomised(architecture, context_length=100, attention="explicit")
+        monkeypatch.setattr(model_file, "causal_mask", partial(banded_mask, size))
+        peer = GPT(replace(model.config, context_length=100)).eval()
         peer.load_state_dict(model.state_dict())
         prompt, model = prompt[-size:], peer
-    assert tokens == greedy_without_cache(model, prompt, 45)
+    assert tokens == greedy_without_cache(model, prompt, 30)
     assert len(set(tokens)) > 1
 
 
-def warmed_up(decoder: Decoder, cache: KVCache) -> Callable[[], Drawn]:
-    """The runs before a graph is captured: what they leave on the device is put back."""
-    state = [cache.end, decoder.turn, decoder.tokens_B1]
-    before = [tensor.clone() for tensor in state]
-    for _ in range(3):
-        decoder.draw_next()
-        for tensor, old in zip(state, before, strict=True):
+def banded_mask(width: int, T: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(T, T): -∞ but for the latest `width` positions of each."""
+    may_see_TT = torch.ones(T, T, dtype=torch.bool, device=device).tril().triu(1 - width)
+    return torch.zeros(T, T, dtype=dtype, device=device).masked_fill(~may_see_TT, -math.inf)
+
+
+class RecordedGraph(TorchDispatchMode):
+    """A CUDA graph for the CPU: what was called in its block is repeated on the same memory.
+
+    Recording leaves no trace, as nothing runs while a real graph is captured. Python is not
+    repeated: a number that the host counts stays what it was.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Callable[..., Any], Any, Any, Any]] = []
+        self.before: list[tuple[Tensor, Tensor]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func._schema.is_mutable:
+            self.before.append((args[0], args[0].clone()))
+        result = func(*args, **kwargs)
+        self.calls.append((func, args, kwargs, result))
+        return result
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        for tensor, old in reversed(self.before):
             tensor.copy_(old)
-    return decoder.draw_next
+
+    def replay(self) -> None:
+        for func, args, kwargs, result in self.calls:
+            again = func(*args, **kwargs)
+            for old, new in zip(tree_leaves(result), tree_leaves(again), strict=True):
+                if isinstance(old, Tensor) and old.data_ptr() != new.data_ptr():
+                    old.copy_(new)
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the CPU decode as a GPU does."""
+    stream = SimpleNamespace(wait_stream=lambda _: None)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "stream", nullcontext)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", RecordedGraph)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph: graph)
+    monkeypatch.setattr(Decoder, "is_static", True)
+
+
+def passes_of(model: GPT, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """The shapes of the tokens that a model will be given, pass after pass."""
+    passes: list[tuple[int, ...]] = []
+    features = model.features
+
+    def counted(tokens_BT: Tensor, cache: Cache | None = None) -> Tensor:
+        passes.append(tuple(tokens_BT.shape))
+        return features(tokens_BT, cache)
+
+    monkeypatch.setattr(model, "features", counted)
+    return passes
 
 
 @both_architectures
 @pytest.mark.parametrize("static", [False, True])
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("longest", [9, 30])  # of a context of 12
 def test_each_text_of_a_batch_is_the_one_that_it_would_be_alone(
-    architecture: str,
-    static: bool,
-    temperature: float,
-    longest: int,
-    monkeypatch: pytest.MonkeyPatch,
+    architecture: str, static: bool, longest: int, request: pytest.FixtureRequest
 ):
     model, rng = randomised(architecture), np.random.default_rng(1)
     prompts = [rng.integers(V, size=n).tolist() for n in (3, 12, 1, 9, 30)]
     prompts, indices = [*prompts, prompts[0]], [0, 0, 3, 1, 0, 7]
-    settings: dict[str, Any] = {"temperature": temperature, "max_new_tokens": 40}
+    settings: dict[str, Any] = {"max_new_tokens": 25, "repetition_penalty": 1.2}
     prompts, indices = (prompts, indices) if longest == 30 else (prompts[2:4], indices[2:4])
     pairs = list(zip(prompts, indices, strict=True))
     alone = [generated(model, prompt, index, **settings) for prompt, index in pairs]
-    if static:  # what a captured graph does, without capturing it
-        monkeypatch.setattr(Decoder, "is_static", True)
-        monkeypatch.setattr(Decoder, "prepare_next", warmed_up)
+    if static:
+        request.getfixturevalue("graphs")
     assert generated_together(model, prompts, indices, **settings) == alone
     assert len(set(map(tuple, alone))) >= len(alone) / 2
 
 
-def test_a_prompt_is_read_once_for_all_of_its_samples(monkeypatch: pytest.MonkeyPatch):
-    model, passes = randomised(), []
-    forward = model.forward
+@both_architectures
+@pytest.mark.usefixtures("graphs")
+@torch.inference_mode()
+def test_a_step_is_captured_once_and_repeated_while_the_host_counts_what_the_device_does(
+    architecture: str, monkeypatch: pytest.MonkeyPatch
+):
+    model, same = randomised(architecture), randomised(architecture)
+    passes = passes_of(model, monkeypatch)
+    decoder = Decoder(model, [[1, 2, 3]] * 2, max_new_tokens=9)
+    decoder.read()
+    tokens_BT = torch.tensor([[1, 2, 3]] * 2)
+    for _ in range(9):
+        logits_BV = decoder.feed(torch.tensor([1, 2]))
+        tokens_BT = torch.cat((tokens_BT, torch.tensor([[1], [2]])), dim=1)
+        assert decoder.cache.length == int(decoder.cache.end) == tokens_BT.shape[1]
+        torch.testing.assert_close(logits_BV, same(tokens_BT)[:, -1], rtol=1e-4, atol=1e-4)
+    assert passes == [(1, 3), *[(2, 1)] * 4]  # three to warm up, and the one that is recorded
 
-    def counted(tokens_BT: Tensor, **how: Any) -> Tensor:
-        passes.append(tuple(tokens_BT.shape))
-        return forward(tokens_BT, **how)
 
-    monkeypatch.setattr(model, "forward", counted)
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_a_prompt_is_read_once_for_all_of_its_samples_and_nothing_after_the_last_token(
+    monkeypatch: pytest.MonkeyPatch, ahead: int
+):
+    model = randomised()
+    monkeypatch.setattr(sample, "read_steps", lambda draws, _: read_steps(draws, ahead))
+    passes = passes_of(model, monkeypatch)
     generated_together(model, [[1, 2, 3]] * 5, list(range(5)), max_new_tokens=3)
     assert passes == [(1, 3), (5, 1), (5, 1)]
+
+
+def test_no_prompt_is_read_for_no_tokens(monkeypatch: pytest.MonkeyPatch):
+    model = randomised()
+    passes = passes_of(model, monkeypatch)
+    assert generated(model, [1, 2, 3], max_new_tokens=0) == []
+    assert passes == []
+
+
+def test_samples_that_have_all_ended_are_not_continued(monkeypatch: pytest.MonkeyPatch):
+    model = Scripted([104, 256, 105])
+    passes = passes_of(model, monkeypatch)
+    assert generated(model, [0], tokenizer=ByteTokenizer(), temperature=0.0) == [104]
+    assert passes == [(1, 1), (1, 1)]
+
+
+@both_architectures
+@torch.inference_mode()
+def test_a_decoder_does_not_keep_all_the_tokens_that_it_was_fed(architecture: str):
+    model = randomised(architecture)
+    decoder = Decoder(model, [[1, 2, 3]] * 2, max_new_tokens=100)
+    decoder.read()
+    kept = []
+    for _ in range(100):
+        decoder.feed(torch.tensor([1, 2]))
+        lists = [value for value in vars(decoder).values() if isinstance(value, list)]
+        kept.append(sum(len(one) for one in lists))
+    limit = 2 if model.config.is_modern else 2 + model.config.context_length
+    assert max(kept) <= limit  # its two prompts, and what a full context must be read from again
 
 
 @both_architectures
@@ -325,6 +443,54 @@ def test_a_context_of_one_token_is_enough_to_go_on(architecture: Any):
     sizes: dict[str, Any] = {"context_length": 1, "n_layer": 1, "n_head": 1, "n_embd": 4}
     model = GPT(ModelConfig(architecture=architecture, vocab_size=V, **sizes)).eval()
     assert len(generated(model, [1, 2], max_new_tokens=5)) == 5
+
+
+# --- A step ahead ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ahead", "expected"),
+    [
+        (0, "ask 1, read 1, ask 2, read 2, ask 3, read 3"),
+        (1, "ask 1, ask 2, read 1, ask 3, read 2, read 3"),
+    ],
+)
+def test_one_step_ahead_means_that_the_next_is_asked_for_before_one_is_read(
+    monkeypatch: pytest.MonkeyPatch, ahead: int, expected: str
+):
+    events: list[str] = []
+
+    class Noted(HostCopy):
+        def read(self) -> Tensor:
+            events.append(f"read {int(self.copy)}")
+            return self.copy
+
+    def draws() -> Iterator[Drawn]:
+        for n in (1, 2, 3):
+            events.append(f"ask {n}")
+            yield Drawn(torch.tensor([n]))
+
+    monkeypatch.setattr("sampling.output.HostCopy", Noted)
+    steps = list(read_steps(draws(), ahead))
+    assert [[step.token for step in rows] for rows in steps] == [[1], [2], [3]]
+    assert ", ".join(events) == expected
+
+
+@pytest.mark.parametrize(("is_cuda", "expected"), [(False, 0), (True, 1)])
+def test_a_gpu_is_one_step_ahead_of_what_is_read(
+    monkeypatch: pytest.MonkeyPatch, is_cuda: bool, expected: int
+):
+    asked: list[int] = []
+
+    def noted(_draws: object, ahead: int) -> Iterator[Any]:
+        asked.append(ahead)
+        return iter(())
+
+    monkeypatch.setattr(sample, "generate", lambda *_: iter(()))
+    monkeypatch.setattr(sample, "read_steps", noted)
+    model: Any = SimpleNamespace(wte=SimpleNamespace(weight=SimpleNamespace(is_cuda=is_cuda)))
+    deque(grow_samples(model, [Sample("", [0], 0, LETTERS)], SampleConfig()))
+    assert asked == [expected]
 
 
 # --- Streaming ------------------------------------------------------------------------------------
@@ -338,7 +504,7 @@ def test_the_stream_is_the_text_and_never_breaks_a_character(
     model = Scripted(tokens)
     model.before = lambda: pieces.append(capsys.readouterr().out)
     config = SampleConfig(temperature=0.0, max_new_tokens=len(tokens))
-    write_samples(model, ByteTokenizer(), [""], False, config)
+    write_samples(Trained(model, ByteTokenizer(), False, 0), [""], config)
     pieces.append(capsys.readouterr().out)
     assert "".join(pieces[1:]) == text + "\n"
     assert "\ufffd" not in "".join(pieces)
@@ -349,7 +515,8 @@ def test_the_stream_is_the_text_and_never_breaks_a_character(
 
 def test_a_character_that_was_cut_off_is_shown_as_such(capsys: pytest.CaptureFixture[str]):
     config = SampleConfig(temperature=0.0, max_new_tokens=3)
-    write_samples(Scripted(list("a🙂".encode())), ByteTokenizer(), [""], False, config)
+    model = Scripted(list("a🙂".encode()))
+    write_samples(Trained(model, ByteTokenizer(), False, 0), [""], config)
     assert shown(capsys) == ["a\ufffd\n"]
 
 
@@ -369,11 +536,23 @@ def test_a_character_that_was_cut_off_is_shown_as_such(capsys: pytest.CaptureFix
 def test_an_empty_prompt_is_what_a_text_starts_with(
     tokenizer: Tokenizer, starts_documents: bool, expected: list[int]
 ):
-    assert encode_prompt("", tokenizer, starts_documents) == expected
+    trained = Trained(randomised(), tokenizer, starts_documents, 0)
+    assert encode_prompt("", trained) == expected
+
+
+def test_a_run_knows_that_its_texts_were_separated_if_one_of_them_only_validates(tmp_path: Path):
+    (tmp_path / "book.txt").write_text(words(160, "aeionrst"), encoding="utf-8")
+    (tmp_path / "note.txt").write_text("a", encoding="utf-8")  # too short to be cut in two
+    sources = (str(tmp_path / "book.txt"), str(tmp_path / "note.txt"))
+    prepare(PrepareConfig(sources=sources, tokenizer="byte", out=tmp_path / "data"))
+    (tmp_path / "tiny.toml").write_text(TINY.format(dataset=tmp_path / "data"))
+    train_here(tmp_path / "tiny.toml", tmp_path / "run", "--max_steps=1")
+    assert load_model(tmp_path / "run", "last").starts_documents
 
 
 def test_a_prompt_that_names_the_end_of_text_is_plain_text():
-    assert encode_prompt("<|endoftext|>", ByteTokenizer(), True) == list(b"<|endoftext|>")
+    trained = Trained(randomised(), ByteTokenizer(), True, 0)
+    assert encode_prompt("<|endoftext|>", trained) == list(b"<|endoftext|>")
 
 
 # --- The script -----------------------------------------------------------------------------------
@@ -428,6 +607,33 @@ def test_either_checkpoint_can_be_sampled(script: Script, name: str):
     assert script(f"--checkpoint={name}")[0] == 0
 
 
+def test_a_checkpoint_of_format_1_is_sampled_as_one_of_today(
+    script: Script, trained: Path, tmp_path: Path
+):
+    """Its config of the model also named the kernel of attention."""
+    state = checkpoint.load(trained, "best")
+    state["model_config"]["attention"] = "fused"
+    checkpoint.save(tmp_path, state | {"format": 1}, ["best"])
+    written = torch.load(next(tmp_path.glob("*.pt")), weights_only=True)
+    assert (written["format"], written["model_config"]["attention"]) == (1, "fused")
+    assert script(f"--out_dir={tmp_path}") == script()
+    old, new = load_model(tmp_path, device="cpu"), load_model(trained, device="cpu")
+    assert old.model.config == new.model.config
+    assert old[2:] == new[2:] == (False, 2)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_text(script: Script, tmp_path: Path):
+    path = tmp_path / "text.txt"
+    for flag in ("prompt_file", "score", "prompts"):
+        path.write_text("nor a…é mor", encoding="utf-8")
+        without = script(f"--{flag}={path}")
+        path.write_text("\ufeffnor a…é mor", encoding="utf-8")
+        assert script(f"--{flag}={path}") == without
+        assert without[0] == 0
+    path.write_text("\ufeff", encoding="utf-8")
+    assert "is empty, so there is nothing to continue" in script(f"--prompt_file={path}")[2]
+
+
 def test_a_prompt_is_shown_and_continued_from_the_command_line_or_a_file(
     script: Script, tmp_path: Path
 ):
@@ -453,28 +659,44 @@ def test_a_prompt_is_shown_and_continued_from_the_command_line_or_a_file(
         (["--batch_size=0"], "batch_size must be at least 1: got 0"),
         (["--show_top=-1"], "show_top must be at least 0: got -1"),
         (["--score_stride=0"], "score_stride must be at least 1: got 0"),
-        (["--repetition_penalty=0"], "repetition_penalty must be from 0.001 to 1000: got 0.0"),
+        (["--repetition_penalty=0"], "repetition_penalty must be 0.001 to 1000: got 0.0"),
         (["--output=a", "--show_top=3"], "keeps the texts of prompts: give it without show_top"),
         (["--output=a", "--interactive"], "of prompts: give it without interactive"),
         (["--output=a", "--score=b"], "of prompts: give it without score"),
-        (["--prompt=a\udcff"], "a prompt must be Unicode text, without half a character: got"),
-        (["--stop", ""], "a stop string must not be empty"),
+        (["--stop", ""], "a stop string must not be empty: it would stop at once"),
         (["--precision=int4"], "Expected one of ('auto', 'float32', 'bfloat16', 'int8')"),
-        (["--score=nowhere.txt"], "nowhere.txt: No such file or directory"),
         (["--interactive", "--prompts=a.txt"], "got prompts and interactive"),
         (["--seed=-1"], "seed must be at least 0: got -1"),
+        (["--prompt=a", "--prompt_file=b"], "interactive, score: got prompt and prompt_file"),
+        (["--checkpoint=first"], "Expected one of ('best', 'last')"),
         (
-            ["--prompt=a", "--prompt_file=b"],
-            "interactive, score: got prompt and prompt_file",
+            ["--temprature=1"],
+            "Unrecognized options: --temprature=1 Perhaps you meant: --temperature",
         ),
+    ],
+)
+def test_a_bad_flag_is_refused_in_a_box_with_the_rule_and_the_value(
+    script: Script, flags: list[str], message: str
+):
+    code, text, error = script(*flags)
+    assert (code, text) == (2, "")
+    assert error.startswith("╭")
+    assert message in without_box(error)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--prompt=a\udcff"], "a prompt must be Unicode text, without half a character: got"),
+        (["--score=nowhere.txt"], "nowhere.txt: No such file or directory"),
         (["--prompt_file=nowhere.txt"], "nowhere.txt: No such file or directory"),
         (["--prompt=aXbY"], "the character vocabulary lacks 'X', 'Y', 'b': use the characters"),
         (["--out_dir=nowhere"], "nowhere holds no checkpoint: train one with `python train.py"),
-        (["--checkpoint=first"], "Expected one of ('best', 'last')"),
-        (["--temprature=1"], "perhaps you meant --temperature"),
     ],
 )
-def test_a_bad_request_is_refused_in_one_sentence(script: Script, flags: list[str], message: str):
+def test_what_cannot_be_done_is_refused_in_one_sentence(
+    script: Script, flags: list[str], message: str
+):
     code, text, error = script(*flags)
     assert (code, text) == (2, "")
     assert error.startswith("error: ")
@@ -519,7 +741,7 @@ def test_each_line_of_a_file_is_continued_as_it_would_be_alone(script: Script, t
     (tmp_path / "lines.jsonl").write_text(lines, encoding="utf-8")
     alone = [script(f"--prompt={p}", "--num_samples=2")[1].split("--- ")[1:] for p in prompts]
     for name in ("lines.txt", "lines.jsonl"):
-        for batch_size in (1, 3, 100):
+        for batch_size in (3, 100):
             flags = (
                 f"--prompts={tmp_path / name}",
                 "--num_samples=2",
@@ -538,7 +760,7 @@ def test_a_file_of_samples_holds_texts_tokens_and_their_probabilities(
     flags = ("--prompt=aé", "--num_samples=3", "--temperature=1.5", "--top_k=4", "--stop", "l")
     code, said, _ = script(*flags, f"--output={out}")
     assert (code, said) == (0, f"written to {out}: 3 texts\n")
-    model, tokenizer = sample.load_model(checkpoint.load(trained, "best"), "cpu")
+    model, tokenizer, *_ = load_model(trained, device="cpu")
     model.requires_grad_(False)
     printed = script(*flags)[1].split("--- sample ")[1:]
     for n, line in enumerate(out.read_text(encoding="utf-8").splitlines()):
@@ -546,7 +768,7 @@ def test_a_file_of_samples_holds_texts_tokens_and_their_probabilities(
         assert (record["prompt"], record["sample"]) == ("aé", n)
         assert printed[n].split("\n", 1)[1] == "aé" + record["text"] + "\n"
         stopped = record["finish_reason"] == "stop"
-        assert tokenizer.decode(record["token_ids"]) == record["text"] + "l" * stopped
+        assert tokenizer.decode(record["token_ids"]) == record["text"] + ("l" if stopped else "")
         assert stopped or (record["finish_reason"], len(record["token_ids"])) == ("length", 20)
         text = tokenizer.encode("aé") + record["token_ids"]
         log_p_TV = [
@@ -556,6 +778,22 @@ def test_a_file_of_samples_holds_texts_tokens_and_their_probabilities(
         if len(text) <= 16:  # as long as nothing has left the context
             expected = [float(log_p_V[t]) for log_p_V, t in zip(log_p_TV, text[2:], strict=True)]
             assert record["log_probabilities"] == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+def test_samples_of_a_smaller_precision_find_their_tokens_nearly_as_likely(
+    script: Script, tmp_path: Path, precision: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(
+        "sampling.precision.has_bfloat16", lambda _: True
+    )  # slow without, but right
+    found = []
+    for kind in ("float32", precision):
+        out = tmp_path / f"{kind}.jsonl"
+        assert script(f"--output={out}", f"--precision={kind}", "--temperature=0")[0] == 0
+        found.append(json.loads(out.read_text(encoding="utf-8"))["log_probabilities"])
+    assert found[1] == pytest.approx(found[0], abs=0.05)
+    assert found[1] != found[0]
 
 
 def test_a_file_that_cannot_be_written_is_refused_before_anything_is_computed(
@@ -616,7 +854,7 @@ def test_a_model_whose_numbers_are_none_is_refused():
 def test_the_top_tokens_are_shown_with_the_models_own_probabilities(script: Script, trained: Path):
     flags = ("--prompt=aé", "--show_top=3", "--max_new_tokens=4", "--temperature=0")
     lines = script(*flags)[1].splitlines()[1:]
-    model, tokenizer = sample.load_model(checkpoint.load(trained, "best"), "cpu")
+    model, tokenizer, *_ = load_model(trained, device="cpu")
     model.requires_grad_(False)
     text = tokenizer.encode("aé")
     lines[0] = lines[0].removeprefix("aé")
@@ -658,6 +896,30 @@ def test_a_session_goes_on_with_all_that_was_typed_and_said(
     assert said.endswith("\n" + answers[1] + "\n")
 
 
+@pytest.mark.parametrize(
+    ("letters", "joint"), [("abcdefg\n", "\n"), ("abcdefg ", " "), ("abcdefgh", "")]
+)
+def test_a_second_line_is_taken_whatever_the_vocabulary_lacks(
+    letters: str,
+    joint: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    asked: list[str] = []
+
+    def noted(model: GPT, samples: list[Sample], config: SampleConfig) -> Iterator[tuple[int, str]]:
+        asked.append(samples[0].prompt)
+        return grow_samples(model, samples, config)
+
+    monkeypatch.setattr("builtins.input", Typing("a", "b"))
+    monkeypatch.setattr(sample, "grow_samples", noted)
+    tokenizer = CharTokenizer(letters, with_end_of_text=False)
+    sample.talk(Trained(randomised(), tokenizer, False, 0), SampleConfig(max_new_tokens=2))
+    said = capsys.readouterr().out
+    assert asked == ["a", f"a{said[:2]}{joint}b"]
+    assert "error" not in said
+
+
 def test_ctrl_c_ends_an_answer_and_not_the_session(script: Script, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("builtins.input", Typing("aé", "nor"))
     feed, calls = Sample.feed, []
@@ -678,9 +940,11 @@ def test_a_text_is_scored_with_loss_perplexity_and_bits_per_byte(
 ):
     text = "nor a…é mor"
     (tmp_path / "text.txt").write_text(text, encoding="utf-8")
-    model, tokenizer = sample.load_model(checkpoint.load(trained, "best"), "cpu")
-    tokens_1T = torch.tensor([tokenizer.encode(text)])
-    loss = float(model(tokens_1T[:, :-1], tokens_1T[:, 1:]))
+    model, tokenizer, *_ = load_model(trained, device="cpu")
+    tokens_T = torch.tensor(tokenizer.encode(text))
+    with torch.no_grad():
+        log_p_TV = model(tokens_T[None, :-1])[0].log_softmax(-1)
+    loss = float(F.nll_loss(log_p_TV, tokens_T[1:]))
     bits = loss * 10 / math.log(2) / (len(text.encode()) - 1)
     code, said, _ = script(f"--score={tmp_path / 'text.txt'}")
     assert code == 0

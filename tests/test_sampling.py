@@ -1,7 +1,9 @@
 """The parts of the sampler, each against a direct computation."""
 
 import copy
+import itertools
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,25 +12,33 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+import sample
 from data.tokenizer import ByteTokenizer, CharTokenizer
+from engine.loss import LossModel, evaluate
+from engine.parallel import World
 from model import GPT, ModelConfig
 from sample import SampleConfig
 from sampling import precision
+from sampling.cache import cached_attention
 from sampling.choose import choose, distribution, draw, penalized
-from sampling.output import Printer, Sample, longest_start, name, records
+from sampling.decode import NUMBERS_AT_ONCE, random_numbers
+from sampling.output import Sample, longest_start, name, records, show
 from sampling.precision import Int8Linear, PackedLinear, convert
 from sampling.prompts import read_prompts
-from sampling.score import score
+from sampling.score import Score, score
 
 BYTES = ByteTokenizer()
+CPU = torch.device("cpu")
+SIZES: dict[str, Any] = {"vocab_size": 40, "context_length": 12, "n_layer": 2}
+SIZES |= {"n_embd": 64, "n_head": 2}
 
 
 def small(**changes: Any) -> GPT:
     torch.manual_seed(0)
-    sizes: dict[str, Any] = {"vocab_size": 40, "context_length": 12, "n_layer": 2}
-    sizes |= {"n_embd": 64, "n_head": 2}
-    model = GPT(ModelConfig(**(sizes | changes))).eval()
+    model = GPT(ModelConfig(**(SIZES | changes)), cached_attention).eval()
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.1)
     return model
@@ -49,6 +59,17 @@ def test_a_number_draws_the_token_at_which_the_probabilities_pass_it():
     p_BV = torch.tensor([[0.0, 0.25, 0.0, 0.75, 0.0]]).expand(6, -1)
     numbers_B = torch.tensor([0.0, 0.2499, 0.25, 0.9, 1 - 2**-53, 0.6], dtype=torch.float64)
     assert draw(p_BV, numbers_B).tolist() == [1, 1, 3, 3, 3, 3]
+
+
+def test_each_text_has_random_numbers_of_its_own_whoever_else_grows():
+    n_steps = 2 * NUMBERS_AT_ONCE + 9
+    together, alone = (
+        torch.stack(list(itertools.islice(random_numbers(seeds, CPU), n_steps)))
+        for seeds in ([(1, 0), (1, 1)], [(1, 1)])
+    )
+    assert torch.equal(together[:, 1], alone[:, 0])
+    assert len(together.unique()) == together.numel()
+    assert 0 <= together.min() < 0.01 < 0.99 < together.max() < 1
 
 
 def test_the_penalty_lowers_the_tokens_seen_as_numpy_computes():
@@ -93,10 +114,20 @@ def test_probabilities_are_the_models_own_before_penalty_and_temperature():
     config = SampleConfig(temperature=0, repetition_penalty=2.0)
     drawn = choose(logits_BV, seen_BV, torch.zeros(2, dtype=torch.float64), config, top=3)
     log_p_BV = logits_BV.log_softmax(-1)
-    assert drawn.log_p_B is not None
-    assert drawn.top_BK is not None
     torch.testing.assert_close(drawn.log_p_B, log_p_BV[torch.arange(2), drawn.tokens_B])
-    assert torch.equal(drawn.top_BK, log_p_BV.topk(3).indices)
+    top_BK, top_tokens_BK = log_p_BV.topk(3)
+    torch.testing.assert_close(drawn.top_log_p_BK, top_BK)
+    assert drawn.top_tokens_BK is not None
+    assert torch.equal(drawn.top_tokens_BK, top_tokens_BK)
+
+
+def test_probabilities_that_nobody_asked_for_are_not_computed():
+    logits_BV, seen_BV = torch.randn(2, 9), torch.zeros(2, 9, dtype=torch.bool)
+    numbers_B = torch.zeros(2, dtype=torch.float64)
+    assert choose(logits_BV, seen_BV, numbers_B, SampleConfig()).log_p_B is None
+    drawn = choose(logits_BV, seen_BV, numbers_B, SampleConfig(), top=0)
+    assert drawn.top_log_p_BK is not None
+    assert drawn.top_log_p_BK.shape == (2, 0)
 
 
 # --- Stops ----------------------------------------------------------------------------------------
@@ -104,7 +135,7 @@ def test_probabilities_are_the_models_own_before_penalty_and_temperature():
 
 def grown(text: str, *stops: str) -> tuple[Sample, list[str]]:
     """A sample that was fed the bytes of a text one by one, and what it showed at each."""
-    one = Sample("", 0, BYTES, stops)
+    one = Sample("", [], 0, BYTES, stops)
     pieces = []
     for byte in text.encode():
         if one.finish_reason is None:
@@ -141,7 +172,7 @@ def test_no_part_of_a_stop_string_is_ever_shown():
 
 
 def test_the_end_of_text_ends_a_sample_and_is_no_token_of_it():
-    one = Sample("", 0, BYTES)
+    one = Sample("", [], 0, BYTES)
     shown = one.feed(65) + one.feed(256)
     assert (shown, one.tokens, one.finish_reason) == ("A", [65], "end_of_text")
 
@@ -158,22 +189,26 @@ def test_the_longest_start_of_a_stop_string_is_held():
 def test_samples_are_shown_in_order_whatever_the_order_of_their_ends(
     capsys: pytest.CaptureFixture[str],
 ):
-    printer = Printer(["[1]", "[2]", "[3]"])
-    for row, piece in ((2, "c"), (0, "a"), (1, "b"), (0, "A")):
-        printer.write(row, piece)
-    assert capsys.readouterr().out == "[1]aA"
-    printer.end(1)
-    printer.end(0)
-    assert capsys.readouterr().out == "\n[2]b\n[3]c"
-    printer.write(2, "C")
-    printer.end(2)
+    samples = [Sample(f"{n}]", [0], 0, BYTES) for n in (1, 2, 3)]
+
+    def pieces() -> Iterator[tuple[int, str]]:
+        assert capsys.readouterr().out == "[1]"
+        yield from ((2, "c"), (0, "a"), (1, "b"), (0, "A"))
+        assert capsys.readouterr().out == "aA"
+        for row in (1, 0):
+            yield row, samples[row].finish("length")
+        assert capsys.readouterr().out == "\n[2]b\n[3]c"
+        yield 2, "C"
+        yield 2, samples[2].finish("length")
+
+    show(pieces(), samples, ["["] * 3)
     assert capsys.readouterr().out == "C\n"
 
 
 def test_a_file_holds_what_was_finished_when_ctrl_c_came(tmp_path: Path):
     def interrupted() -> None:
         with records(tmp_path / "a.jsonl") as keep:
-            keep({"a": "é"})
+            keep([{"a": "é"}])
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -194,10 +229,10 @@ def test_a_token_is_named_as_a_string_or_as_bytes(token: int, shown: str):
     [
         ("a.txt", "\n \n", "a.txt holds no prompts"),
         ("a.txt", "", "a.txt is empty"),
-        ("a.jsonl", '{"prompt": "a"}\nb\n', "a.jsonl, prompt 2 is not JSON"),
-        ("a.jsonl", '{"prompt": ""}', "a.jsonl, prompt 1 must be an object with a text as its"),
-        ("a.jsonl", "[1]", "a.jsonl, prompt 1 must be an object"),
-        ("a.jsonl", "[" * 200_000, "a.jsonl, prompt 1 is not JSON"),
+        ("a.jsonl", '{"prompt": "a"}\nb\n', "a.jsonl, prompt 2: this is not JSON"),
+        ("a.jsonl", '{"prompt": ""}', "a.jsonl holds no prompts, or an empty one"),
+        ("a.jsonl", "[1]", 'a.jsonl, prompt 1: want an object with a string "prompt" or "text"'),
+        ("a.jsonl", "[" * 200_000, "a.jsonl, prompt 1: this is not JSON"),
     ],
 )
 def test_a_file_without_prompts_is_refused(tmp_path: Path, file: str, text: str, message: str):
@@ -218,6 +253,7 @@ def test_prompts_are_divided_at_line_ends_and_nowhere_else(tmp_path: Path):
 
 @pytest.mark.parametrize("architecture", ["gpt2", "modern"])
 @pytest.mark.parametrize("n", [2, 12, 13, 14, 40])
+@torch.no_grad()
 def test_the_score_is_that_of_each_token_after_all_that_fits(architecture: Any, n: int):
     model, rng = small(architecture=architecture), np.random.default_rng(n)
     tokenizer = CharTokenizer(
@@ -244,13 +280,11 @@ def test_every_token_is_scored_once_whatever_the_stride(stride: int):
 
 
 def test_one_token_cannot_be_scored():
-    with pytest.raises(ValueError, match="at least 2 tokens to be scored: got 1"):
+    with pytest.raises(ValueError, match="a text must have 2 tokens to be scored: got 1"):
         score(small(), BYTES, [1])
 
 
 def test_a_score_prints_loss_perplexity_and_bits_per_byte():
-    from sampling.score import Score
-
     shown = str(Score(nats=20 * math.log(2), n_tokens=10, n_bytes=40))
     assert shown == (
         "10 tokens, 40 bytes: loss 1.3863 nats per token, perplexity 4, 0.5000 bits per byte"
@@ -316,11 +350,86 @@ def test_a_precision_that_the_machine_has_not_is_refused(
     kind: Any, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(precision, "has_bfloat16", lambda _: False)
-    with pytest.raises(ValueError, match=f"precision {kind} needs bfloat16, which this cpu does"):
+    with pytest.raises(
+        ValueError, match=f"this cpu does not support precision {kind}: choose float32"
+    ):
         convert(small(), kind)
 
 
-def test_int8_is_refused_on_a_gpu(monkeypatch: pytest.MonkeyPatch):
+def test_int8_is_not_for_a_gpu(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(precision, "has_bfloat16", lambda _: True)
-    with pytest.raises(ValueError, match="int8 is for a cpu, not for cuda: use bfloat16"):
-        precision.check("int8", torch.device("cuda"))
+    assert precision.available(torch.device("cuda")) == ["float32", "bfloat16"]
+
+
+# --- Apple's GPUs ---------------------------------------------------------------------------------
+
+
+class Mac(TorchDispatchMode):
+    """The meta device stands for Apple's GPU: no tensor on it may be float64.
+
+    What is copied from it to the host is zeros, and a number that the host asks for is 1.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        with self:  # in inference mode an operation that has parts comes as one
+            of_parts = func.decompose(*args, **kwargs)
+        if of_parts is not NotImplemented:
+            return of_parts
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
+            return 1
+        where = kwargs.get("device")
+        if where is not None and where.type == "mps":
+            kwargs = kwargs | {"device": torch.device("meta")}
+        if func is torch.ops.aten._to_copy.default and args[0].is_meta and where == CPU:
+            return torch.zeros(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
+        result = func(*args, **kwargs)
+        for tensor in tree_leaves(result):
+            is_there = isinstance(tensor, torch.Tensor) and tensor.is_meta
+            assert not (is_there and tensor.dtype == torch.float64), f"{func} makes a float64"
+        return result
+
+
+def on_a_mac(**changes: Any) -> GPT:
+    with torch.device("meta"):
+        return GPT(ModelConfig(**(SIZES | changes)), cached_attention).eval()
+
+
+def test_the_mac_of_these_tests_refuses_a_float64():
+    with Mac(), pytest.raises(AssertionError, match="makes a float64"):
+        torch.zeros(3, device="meta").double().cpu()
+    with Mac():
+        assert torch.ones(3, device="meta").cpu().double().tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "modern"])
+def test_a_mac_evaluates_and_trains_without_a_float64(architecture: str):
+    model = on_a_mac(architecture=architecture)
+    tokens_BT = torch.randint(40, (2, 12))
+    loss_model = LossModel(model, torch.float32)
+    with Mac():
+        found = evaluate(loss_model, [(tokens_BT, tokens_BT)] * 2, World(torch.device("meta")))
+        loss_model(tokens_BT.to("meta"), tokens_BT.to("meta")).backward()
+    assert found == 0
+    assert model.wte.weight.grad is not None
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "modern"])
+def test_a_mac_scores_without_a_float64(architecture: str):
+    model = on_a_mac(architecture=architecture)
+    with Mac():
+        assert score(model, BYTES, list(range(30)), 5).n_tokens == 29
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "modern"])
+def test_a_mac_samples_without_a_float64(architecture: str, monkeypatch: pytest.MonkeyPatch):
+    mac = torch.device("mps", 0)
+    monkeypatch.setattr(sample, "random_numbers", lambda seeds, _: random_numbers(seeds, mac))
+    model = on_a_mac(architecture=architecture, vocab_size=BYTES.vocab_size)
+    cuts: dict[str, Any] = {"repetition_penalty": 1.1, "top_k": 9, "top_p": 0.9, "min_p": 0.1}
+    choice = SampleConfig(max_new_tokens=10, show_top=2, **cuts)
+    samples = [Sample("", [1] * n, n, BYTES) for n in (3, 5, 3)]
+    with Mac():
+        for _ in sample.grow_samples(model, samples, choice):
+            pass
+    assert [one.tokens for one in samples] == [[0] * 10] * 3

@@ -1,5 +1,6 @@
 """Runs against undisturbed runs, whatever happens to them, and against plain torch."""
 
+import contextlib
 import json
 import math
 import os
@@ -7,22 +8,21 @@ import random
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from multiprocessing.process import BaseProcess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 import sample
 import train
-from data.loader import Dataset
+from data.loader import Dataset, Windows
 from engine import checkpoint, cli, metrics
 from helpers import (
     PLAIN,
@@ -32,18 +32,21 @@ from helpers import (
     outcome,
     signal_handlers_kept,
     start,
+    start_two,
     train_here,
+    without_box,
     without_times,
     write_dataset,
     write_tiny,
 )
+from sampling.load import load_model
 
-LONG = ("--max_steps=60", "--eval_every=2")  # long enough to be hit, with 30 checkpoints
+COMPILE_SECONDS = 900  # on a busy machine, with nothing in a cache
+LONG = ("--max_steps=40", "--eval_every=2")  # long enough to be hit, with 20 checkpoints
 RATES = ("--optim.learning_rate=0.3", "--optim.muon_learning_rate=0.2")
 RESTLESS = ("--max_steps=40", "--optim.decay_fraction=0", *RATES)  # its loss goes up and down
 UPDATE = {"step", "train_loss", "learning_rate", "grad_norm", "tokens_per_second"}
 EVALUATION = {"step", "val_loss", "val_bits_per_byte"}
-both_signals = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 
 
 @pytest.fixture(scope="module")
@@ -68,21 +71,26 @@ def undisturbed_long(tiny: Path) -> tuple[Path, float]:
     return out_dir, time.monotonic() - started_at
 
 
-@pytest.fixture
-def signals(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int, int], None]:
+@pytest.fixture(scope="module")
+def restless(tiny: Path) -> Path:
+    """The folder of a run whose best checkpoint is not its last one."""
+    train_here(tiny, tiny.parent / "restless", *RESTLESS)
+    return tiny.parent / "restless"
+
+
+@contextlib.contextmanager
+def signalled(name: str, call: int, number: int) -> Iterator[None]:
     """Let a signal arrive during the n-th call of a function of train.py."""
+    real, calls = getattr(train, name), iter(range(1000))
 
-    def arrange(name: str, call: int, number: int) -> None:
-        real, calls = getattr(train, name), iter(range(1000))
+    def interrupted(*args: Any) -> Any:
+        if next(calls) == call:
+            signal.raise_signal(number)
+        return real(*args)
 
-        def interrupted(*args: Any, **kwargs: Any) -> Any:
-            if next(calls) == call:
-                signal.raise_signal(number)
-            return real(*args, **kwargs)
-
-        monkeypatch.setattr(train, name, interrupted)
-
-    return arrange
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, name, interrupted)
+        yield
 
 
 def stopped_here(config: Path, out_dir: Path, *flags: str) -> int:
@@ -120,9 +128,8 @@ def test_the_loss_falls(undisturbed: Path):
 
 
 def test_the_validation_loss_is_the_mean_over_the_whole_split(tiny: Path, undisturbed: Path):
-    state = checkpoint.load(undisturbed, "last")
     dataset = Dataset.open(tiny.parent / "char")
-    model, _ = sample.load_model(state, "cpu")
+    model = load_model(undisturbed, "last", "cpu").model
     tokens_T = torch.from_numpy(dataset.tokens("val").astype(int))
     total = 0.0
     for first in range(0, len(tokens_T) - 1, 16):
@@ -138,18 +145,17 @@ def test_the_validation_loss_is_the_mean_over_the_whole_split(tiny: Path, undist
 
 def test_evaluation_can_keep_to_the_beginning_of_the_split(tiny: Path, tmp_path: Path):
     train_here(tiny, tmp_path / "run", "--max_steps=1", "--eval_tokens=17")
-    model, _ = sample.load_model(checkpoint.load(tmp_path / "run", "last"), "cpu")
+    model = load_model(tmp_path / "run", "last", "cpu").model
     tokens_T = torch.from_numpy(Dataset.open(tiny.parent / "char").tokens("val")[:17].astype(int))
-    loss = model(tokens_T[None, :-1], tokens_T[None, 1:]).item()
+    loss = F.cross_entropy(model(tokens_T[None, :-1])[0], tokens_T[1:]).item()
     assert losses(tmp_path / "run")[-1] == pytest.approx(loss, abs=1e-6)
 
 
-def test_the_best_checkpoint_has_the_lowest_validation_loss(tiny: Path, tmp_path: Path):
-    train_here(tiny, tmp_path / "run", *RESTLESS)
-    lines = metrics.read(tmp_path / "run/metrics.jsonl")
+def test_the_best_checkpoint_has_the_lowest_validation_loss(restless: Path):
+    lines = metrics.read(restless / "metrics.jsonl")
     evaluations = {line["val_loss"]: line["step"] for line in lines if "val_loss" in line}
     assert min(evaluations) < list(evaluations)[-1]
-    best, last = (checkpoint.load(tmp_path / "run", name) for name in ("best", "last"))
+    best, last = (checkpoint.load(restless, name) for name in ("best", "last"))
     assert (best["step"], last["step"]) == (evaluations[min(evaluations)], 40)
     assert best["best_val_loss"] == last["best_val_loss"] == min(evaluations)
 
@@ -198,7 +204,7 @@ def plain(tiny: Path) -> list[float]:
     return losses(tiny.parent / "plain")
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 4, 100])
+@pytest.mark.parametrize("size", [1, 3, 100])
 def test_the_loss_does_not_depend_on_the_micro_batch_size(
     tiny: Path, plain: list[float], tmp_path: Path, size: int
 ):
@@ -209,9 +215,8 @@ def test_the_loss_does_not_depend_on_the_micro_batch_size(
 def test_the_first_updates_are_those_of_a_loop_in_plain_torch(tiny: Path, plain: list[float]):
     config = cli.parse_config(train.TrainConfig, [str(tiny), *PLAIN])
     dataset = Dataset.open(tiny.parent / "char")
-    batches = train.Batches(
-        dataset.tokens("train"), vocab_size=15, context_length=16, batch_size=4, seed=config.seed
-    )
+    windows = Windows(vocab_size=15, context_length=16)
+    batches = train.Batches(dataset.tokens("train"), windows, batch_size=4, seed=config.seed)
     torch.manual_seed(config.seed)
     model = train.GPT(train.replace(config.model, vocab_size=15))
     matrices = [parameter for parameter in model.parameters() if parameter.ndim == 2]
@@ -219,7 +224,8 @@ def test_the_first_updates_are_those_of_a_loop_in_plain_torch(tiny: Path, plain:
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=False)
     for step in range(3):
-        loss = model(*batches.batch(step))
+        tokens_BT, targets_BT = batches.batch(step)
+        loss = F.cross_entropy(model(tokens_BT).flatten(0, 1), targets_BT.flatten())
         assert loss.item() == pytest.approx(plain[step], abs=1e-5)
         optimizer.zero_grad()
         loss.backward()
@@ -229,61 +235,26 @@ def test_the_first_updates_are_those_of_a_loop_in_plain_torch(tiny: Path, plain:
         optimizer.step()
 
 
-def two_processes(*arguments: object, output: Path) -> list[BaseProcess]:
-    """Start train.py twice, as torchrun does."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    where = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    ranks = ({"RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1"))
-    return [start("train", *arguments, output=output, **where, **rank) for rank in ranks]
-
-
-def test_torchrun_with_two_processes_gives_the_losses_of_one(
-    tiny: Path, plain: list[float], tmp_path: Path
-):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += ["train.py", str(tiny), f"--out_dir={tmp_path / 'run'}", *PLAIN]
-    said = subprocess.run(
-        [*command, "--micro_batch_size=1"],
-        capture_output=True,
-        cwd=REPOSITORY,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        timeout=200,
-    )
-    assert said.returncode == 0, said.stderr
+def test_two_processes_give_the_losses_of_one(tiny: Path, plain: list[float], tmp_path: Path):
+    flags = (f"--out_dir={tmp_path / 'run'}", *PLAIN, "--micro_batch_size=1")
+    processes = start_two("train", tiny, *flags, output=tmp_path / "log")
+    assert list(map(finish, processes)) == [0, 0], (tmp_path / "log").read_text()
     assert losses(tmp_path / "run") == pytest.approx(plain, abs=1e-5)
-    assert said.stdout.count("best validation loss") == 1  # the other process is silent
+    said = (tmp_path / "log").read_text()
+    assert said.count("best validation loss") == 1  # the other process is silent
 
 
 def test_muon_with_two_processes_gives_nearly_the_losses_of_one(tiny: Path, tmp_path: Path):
     train_here(tiny, tmp_path / "one", "--model.dropout=0")
     flags = ("--model.dropout=0", f"--out_dir={tmp_path / 'two'}")
-    processes = two_processes(tiny, *flags, output=tmp_path / "log")
+    processes = start_two("train", tiny, *flags, output=tmp_path / "log")
     assert list(map(finish, processes)) == [0, 0], (tmp_path / "log").read_text()
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=5e-3)
 
 
-def test_a_signal_to_one_of_two_processes_stops_both_and_resuming_ends_as_undisturbed(
-    tiny: Path, tmp_path: Path
-):
-    processes = two_processes(tiny, f"--out_dir={tmp_path / 'a'}", output=tmp_path / "log_a")
-    assert list(map(finish, processes)) == [0, 0], (tmp_path / "log_a").read_text()
-    arguments = [tiny, f"--out_dir={tmp_path / 'b'}"]
-    processes = two_processes(*arguments, output=tmp_path / "log_b")
-    wait_for_lines(tmp_path / "b/metrics.jsonl", 2)
-    os.kill(processes[1].pid or 0, signal.SIGTERM)
-    assert list(map(finish, processes)) == [143, 143], (tmp_path / "log_b").read_text()
-    assert "stopped after step" in (tmp_path / "log_b").read_text()
-    processes = two_processes(*arguments, "--resume", output=tmp_path / "log_b")
-    assert list(map(finish, processes)) == [0, 0], (tmp_path / "log_b").read_text()
-    assert outcome(tmp_path / "b") == outcome(tmp_path / "a")
-
-
 def test_processes_must_share_a_batch_evenly(tiny: Path, tmp_path: Path):
     flags = (f"--out_dir={tmp_path / 'run'}", "--batch_size=3")
-    processes = two_processes(tiny, *flags, output=tmp_path / "log")
+    processes = start_two("train", tiny, *flags, output=tmp_path / "log")
     assert list(map(finish, processes)) == [2, 2]
     assert "batch_size=3, 2 processes" in (tmp_path / "log").read_text()
     assert not (tmp_path / "run").exists()
@@ -298,75 +269,150 @@ def test_bfloat16_gives_nearly_the_same_losses(tiny: Path, plain: list[float], t
     assert {tensor.dtype for tensor in weights} == {torch.float32}
 
 
+# --- Compiled -------------------------------------------------------------------------------------
+
+compiled = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+
+
+def train_and_count_graphs() -> None:
+    """train.py, which also says how many graphs were compiled, before it samples and at the end."""
+    from torch._dynamo.utils import counters  # it is slow to import
+
+    def noted_samples(*args: Any) -> None:
+        print("graphs before samples:", counters["stats"]["unique_graphs"])
+        write_samples(*args)
+
+    write_samples = sample.write_samples
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sample, "write_samples", noted_samples)
+        train.main()
+    print("graphs at the end:", counters["stats"]["unique_graphs"])
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-def test_a_compiled_model_gives_the_same_losses(tiny: Path, plain: list[float], tmp_path: Path):
-    output = tmp_path / "log"
-    arguments = [tiny, f"--out_dir={tmp_path / 'run'}", *PLAIN, "--compile"]
-    assert finish(start("train", *arguments, output=output)) == 0, output.read_text()
+@compiled
+def test_a_compiled_model_gives_the_same_losses_and_the_plain_one_writes_the_samples(
+    tiny: Path, plain: list[float], tmp_path: Path
+):
+    arguments = [tiny, f"--out_dir={tmp_path / 'run'}", *PLAIN, "--compile", "--samples=1"]
+    process = start("test_train:train_and_count_graphs", *arguments, output=tmp_path / "log")
+    code, said = finish(process, COMPILE_SECONDS), (tmp_path / "log").read_text(encoding="utf-8")
+    assert code == 0, said
+    assert losses(tmp_path / "run") == pytest.approx(plain, abs=1e-4)
+    before, end = re.findall(r"^graphs .*: (\d+)$", said, re.M)
+    assert int(before) > 0
+    assert end == before
+
+
+@pytest.mark.slow
+@compiled
+def test_two_processes_with_a_compiled_model_give_the_losses_of_one_without(
+    tiny: Path, plain: list[float], tmp_path: Path
+):
+    flags = (f"--out_dir={tmp_path / 'run'}", *PLAIN, "--compile", "--micro_batch_size=2")
+    processes = start_two("train", tiny, *flags, output=tmp_path / "log")
+    codes = [finish(process, COMPILE_SECONDS) for process in processes]
+    assert codes == [0, 0], (tmp_path / "log").read_text()
     assert losses(tmp_path / "run") == pytest.approx(plain, abs=1e-4)
 
 
 # --- Stop and go on -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("step", range(12))
-def test_a_run_stopped_after_any_step_and_resumed_ends_as_undisturbed(
-    tiny: Path, undisturbed: Path, tmp_path: Path, signals: Callable[..., None], step: int
+def test_a_run_stopped_in_its_middle_and_resumed_ends_as_undisturbed(
+    tiny: Path, undisturbed: Path, tmp_path: Path
 ):
-    signals("update", step, signal.SIGTERM)
-    assert stopped_here(tiny, tmp_path / "run") == 143
-    assert checkpoint.load(tmp_path / "run", "last")["step"] == step + 1
+    with signalled("update", 5, signal.SIGTERM):
+        assert stopped_here(tiny, tmp_path / "run") == 143
+    assert checkpoint.load(tmp_path / "run", "last")["step"] == 6
     train_here(tiny, tmp_path / "run", "--resume")
     assert outcome(tmp_path / "run") == outcome(undisturbed)
 
 
-@pytest.mark.parametrize("evaluation", range(3))
-def test_a_run_stopped_while_it_evaluates_and_resumed_ends_as_undisturbed(
-    tiny: Path, undisturbed: Path, tmp_path: Path, signals: Callable[..., None], evaluation: int
+def test_a_run_stopped_after_each_of_its_steps_ends_as_undisturbed(
+    tiny: Path, undisturbed: Path, tmp_path: Path
 ):
-    signals("evaluate", evaluation, signal.SIGINT)
-    assert stopped_here(tiny, tmp_path / "run") == 130
+    for step in range(12):
+        with signalled("update", 0, signal.SIGTERM):
+            flags = ["--resume"] if step > 0 else []
+            assert stopped_here(tiny, tmp_path / "run", *flags) == 143
+        assert checkpoint.load(tmp_path / "run", "last")["step"] == step + 1
+        if (
+            step < 4
+        ):  # before the first evaluation the newest is the best, so that it can be sampled
+            assert checkpoint.load(tmp_path / "run", "best")["step"] == step + 1
+    train_here(tiny, tmp_path / "run", "--resume")
+    assert outcome(tmp_path / "run") == outcome(undisturbed)
+
+
+@pytest.mark.parametrize("evaluation", [0, 2])
+def test_a_run_stopped_while_it_evaluates_and_resumed_ends_as_undisturbed(
+    tiny: Path, undisturbed: Path, tmp_path: Path, evaluation: int
+):
+    with signalled("evaluate", evaluation, signal.SIGINT):
+        assert stopped_here(tiny, tmp_path / "run") == 130
     assert checkpoint.load(tmp_path / "run", "last")["step"] == 4 * (evaluation + 1)
     train_here(tiny, tmp_path / "run", "--resume")
     assert outcome(tmp_path / "run") == outcome(undisturbed)
 
 
-def test_a_run_stopped_again_and_again_ends_as_undisturbed(
-    tiny: Path, undisturbed: Path, tmp_path: Path, signals: Callable[..., None]
-):
-    for _ in range(6):
-        with pytest.MonkeyPatch.context():
-            signals("update", 1, signal.SIGTERM)
-            flags = ("--resume",) if (tmp_path / "run").exists() else ()
-            stopped_here(tiny, tmp_path / "run", *flags)
-    train_here(tiny, tmp_path / "run", "--resume")
-    assert outcome(tmp_path / "run") == outcome(undisturbed)
-
-
 def test_checkpoints_are_kept_when_asked_and_a_resumed_run_keeps_the_same(
-    tiny: Path, undisturbed: Path, tmp_path: Path, signals: Callable[..., None]
+    tiny: Path, undisturbed: Path, tmp_path: Path
 ):
-    signals("update", 5, signal.SIGTERM)
-    assert stopped_here(tiny, tmp_path / "run", "--keep_every=3") == 143
+    with signalled("update", 5, signal.SIGTERM):
+        assert stopped_here(tiny, tmp_path / "run", "--keep_every=3") == 143
     train_here(tiny, tmp_path / "run", "--keep_every=3", "--resume")
-    names = [f"step_{step}" for step in (0, 3, 6, 9)]
-    assert checkpoint.history(tmp_path / "run")[:4] == names
-    steps = [checkpoint.load(tmp_path / "run", name)["step"] for name in names]
-    assert steps == [0, 3, 6, 9]
+    assert kept(tmp_path / "run") == {f"step_{step}": step for step in (0, 3, 6, 9, 12)}
     assert outcome(tmp_path / "run") == outcome(undisturbed)
-    assert not {"step_0", "step_3"} & set(checkpoint.history(undisturbed))
+    assert kept(undisturbed) == {}
 
 
-def test_a_resumed_run_remembers_its_best_loss(
-    tiny: Path, tmp_path: Path, signals: Callable[..., None]
+def kept(out_dir: Path) -> dict[str, int]:
+    """The checkpoints that are kept for ever, with their steps."""
+    names = json.loads((out_dir / checkpoint.RECORD).read_text()).keys() - {"last", "best"}
+    return {name: checkpoint.load(out_dir, name)["step"] for name in names}
+
+
+class Killed(BaseException):
+    """Ends a run as a kill does: nothing more is saved."""
+
+
+@pytest.mark.parametrize("keep_every", [0, 3])
+def test_a_run_killed_before_it_had_a_checkpoint_starts_anew_says_so_and_ends_as_undisturbed(
+    tiny: Path,
+    undisturbed: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    keep_every: int,
 ):
-    train_here(tiny, tmp_path / "undisturbed", *RESTLESS)
-    best = checkpoint.load(tmp_path / "undisturbed", "best")["step"]
-    signals("update", best + 1, signal.SIGTERM)
-    stopped_here(tiny, tmp_path / "run", *RESTLESS)
+    def killed(run: train.Run, batch: Any) -> None:
+        if run.progress.step == 2:  # the first evaluation follows after 4
+            raise Killed
+        update(run, batch)
+
+    update, out_dir, flag = train.update, tmp_path / "run", f"--keep_every={keep_every}"
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "update", killed)
+        with pytest.raises(Killed):
+            train_here(tiny, out_dir, flag)
+    assert [line["step"] for line in metrics.read(out_dir / "metrics.jsonl")] == [0, 1]
+    assert (out_dir / checkpoint.RECORD).exists() == (keep_every > 0)
+    assert "to resume" not in capsys.readouterr().out
+    train_here(tiny, out_dir, flag, "--resume")
+    line = f"{out_dir} has no checkpoint to resume: the run starts at step 0\n"
+    assert line in capsys.readouterr().out
+    assert outcome(out_dir) == outcome(undisturbed)
+    assert len(kept(out_dir)) == (5 if keep_every else 0)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]  # it was not set aside
+
+
+def test_a_resumed_run_remembers_its_best_loss(tiny: Path, restless: Path, tmp_path: Path):
+    best = checkpoint.load(restless, "best")["step"]
+    with signalled("update", best + 1, signal.SIGTERM):
+        stopped_here(tiny, tmp_path / "run", *RESTLESS)
     train_here(tiny, tmp_path / "run", *RESTLESS, "--resume")
-    assert outcome(tmp_path / "run") == outcome(tmp_path / "undisturbed")
+    assert outcome(tmp_path / "run") == outcome(restless)
 
 
 def test_a_finished_run_can_be_resumed_without_harm(tiny: Path, undisturbed: Path, tmp_path: Path):
@@ -392,11 +438,9 @@ def test_a_run_does_not_go_on_with_other_text(
     assert "the checkpoint has another dataset: its train differs" in error
 
 
-def test_a_resumed_run_takes_the_new_learning_rate(
-    tiny: Path, tmp_path: Path, signals: Callable[..., None]
-):
-    signals("update", 5, signal.SIGTERM)
-    stopped_here(tiny, tmp_path / "run", "--optim.decay_fraction=0")
+def test_a_resumed_run_takes_the_new_learning_rate(tiny: Path, tmp_path: Path):
+    with signalled("update", 5, signal.SIGTERM):
+        stopped_here(tiny, tmp_path / "run", "--optim.decay_fraction=0")
     flags = ("--optim.decay_fraction=0", "--optim.learning_rate=1e-3")
     train_here(tiny, tmp_path / "run", "--resume", *flags)
     lines = metrics.read(tmp_path / "run/metrics.jsonl")
@@ -412,17 +456,16 @@ def wait_for_lines(path: Path, n: int) -> None:
     raise TimeoutError(f"{path} has fewer than {n} lines")
 
 
-@both_signals
-def test_a_signalled_process_says_how_to_go_on_and_then_ends_as_undisturbed(
-    tiny: Path, undisturbed_long: tuple[Path, float], tmp_path: Path, number: signal.Signals
+def test_a_process_stopped_by_ctrl_c_says_how_to_go_on_and_then_ends_as_undisturbed(
+    tiny: Path, undisturbed_long: tuple[Path, float], tmp_path: Path
 ):
     out_dir, output = tmp_path / "run", tmp_path / "log"
     process = start("train", tiny, f"--out_dir={out_dir}", *LONG, output=output)
-    wait_for_lines(out_dir / "metrics.jsonl", random.randint(1, 50))
-    os.kill(process.pid or 0, number)
-    assert finish(process) == 128 + number
+    wait_for_lines(out_dir / "metrics.jsonl", random.randint(1, 40))
+    os.kill(process.pid or 0, signal.SIGINT)
+    assert finish(process) == 130
     text = output.read_text()
-    said = re.search(r"^stopped after step (\d+), .*: python train\.py (.*)$", text, re.M)
+    said = re.search(r"^stopped and saved at step (\d+); .*: python train\.py (.*)$", text, re.M)
     assert said is not None, text
     assert checkpoint.load(out_dir, "last")["step"] == int(said[1])
     assert finish(start("train", *said[2].split(), output=output)) == 0
@@ -436,7 +479,7 @@ def killed_at_random(tiny: Path, out_dir: Path, seconds: float) -> list[int | No
     time.sleep(random.uniform(0, seconds))
     process.kill()
     codes = [finish(process)]
-    resume = ["--resume"] if checkpoint.has_checkpoint(out_dir) else []
+    resume = ["--resume"] if (out_dir / "config.toml").exists() else []
     return [*codes, finish(start("train", *arguments, *resume, output=output))]
 
 
@@ -455,7 +498,7 @@ def kill_and_compare(
 def test_a_run_killed_at_random_moments_and_resumed_ends_as_undisturbed(
     tiny: Path, undisturbed_long: tuple[Path, float], tmp_path: Path
 ):
-    kill_and_compare(tiny, undisturbed_long, tmp_path, 3)
+    kill_and_compare(tiny, undisturbed_long, tmp_path, 2)
 
 
 @pytest.mark.slow
@@ -465,14 +508,100 @@ def test_a_run_killed_at_twenty_random_moments_and_resumed_ends_as_undisturbed(
     kill_and_compare(tiny, undisturbed_long, tmp_path, 20)
 
 
+def test_a_signal_to_one_of_two_processes_stops_both_and_resuming_ends_as_undisturbed(
+    tiny: Path, tmp_path: Path
+):
+    arguments = [tiny, "--max_steps=24", f"--out_dir={tmp_path / 'a'}"]
+    processes = start_two("train", *arguments, output=tmp_path / "log_a")
+    assert list(map(finish, processes)) == [0, 0], (tmp_path / "log_a").read_text()
+    arguments = [tiny, "--max_steps=24", f"--out_dir={tmp_path / 'b'}"]
+    processes = start_two("train", *arguments, output=tmp_path / "log_b")
+    wait_for_lines(tmp_path / "b/metrics.jsonl", 2)
+    os.kill(processes[1].pid or 0, signal.SIGTERM)
+    assert list(map(finish, processes)) == [143, 143], (tmp_path / "log_b").read_text()
+    assert "stopped and saved at step" in (tmp_path / "log_b").read_text()
+    processes = start_two("train", *arguments, "--resume", output=tmp_path / "log_b")
+    assert list(map(finish, processes)) == [0, 0], (tmp_path / "log_b").read_text()
+    assert outcome(tmp_path / "b") == outcome(tmp_path / "a")
+
+
+def train_on_a_slow_disk() -> None:
+    """train.py where it takes a second to write a checkpoint."""
+
+    def slow_save(*args: Any) -> None:
+        time.sleep(1)
+        save(*args)
+
+    save = checkpoint.save
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "save", slow_save)
+        train.main()
+
+
+def test_no_process_leaves_while_another_one_writes_and_more_sigterms_change_nothing(
+    tiny: Path, tmp_path: Path
+):
+    out_dir, output = tmp_path / "run", tmp_path / "log"
+    arguments = [tiny, f"--out_dir={out_dir}", "--max_steps=400", "--eval_every=400"]
+    main, other = start_two("test_train:train_on_a_slow_disk", *arguments, output=output)
+    wait_for_lines(out_dir / "metrics.jsonl", 3)
+    os.kill(other.pid or 0, signal.SIGTERM)
+    time.sleep(0.5)  # it has stopped, and main is writing
+    for process in (main, other):  # torchrun's
+        os.kill(process.pid or 0, signal.SIGTERM)
+    assert finish(other) == 143, output.read_text()
+    assert checkpoint.has_last(out_dir)
+    assert finish(main) == 143, output.read_text()
+    step = checkpoint.load(out_dir, "last")["step"]
+    assert f"stopped and saved at step {step}; go on with: " in output.read_text()
+
+
+def torchrun(script: Path, *arguments: object) -> subprocess.Popen[str]:
+    """Start a script twice, as a user does, so that the tests can be imported in it."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    return subprocess.Popen(
+        [*command, str(script), *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"PYTHONPATH": f"{REPOSITORY}{os.pathsep}{REPOSITORY / 'tests'}"},
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds its processes in /proc")
+def test_torchrun_stops_whole_and_goes_on_to_the_losses_of_one_process(
+    tiny: Path, plain: list[float], tmp_path: Path
+):
+    out_dir, script = tmp_path / "run", tmp_path / "slow.py"
+    script.write_text(
+        "import test_train; from engine import cli; cli.run(test_train.train_on_a_slow_disk)"
+    )
+    arguments = [tiny, f"--out_dir={out_dir}", *PLAIN, "--micro_batch_size=1"]
+    process = torchrun(script, *arguments)
+    wait_for_lines(out_dir / "metrics.jsonl", 2)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    for child in children:  # as a scheduler does, which knows each process
+        os.kill(int(child), signal.SIGTERM)
+    said, _ = process.communicate(timeout=200)
+    assert process.returncode == 1
+    assert "exitcode  : 143" in said  # the other may have been hit by torchrun on its way out
+    step = checkpoint.load(out_dir, "last")["step"]
+    assert said.count(f"stopped and saved at step {step}; go on with: ") == 1
+    process = torchrun(REPOSITORY / "train.py", *arguments, "--resume")
+    said, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, said
+    assert losses(out_dir) == pytest.approx(plain, abs=1e-5)
+
+
 # --- What goes wrong ------------------------------------------------------------------------------
 
 
 def test_a_diverging_run_saves_nothing_and_goes_on_from_its_last_good_checkpoint(
-    tiny: Path, undisturbed: Path, tmp_path: Path, signals: Callable[..., None]
+    tiny: Path, undisturbed: Path, tmp_path: Path
 ):
-    signals("update", 4, signal.SIGTERM)
-    stopped_here(tiny, tmp_path / "run")
+    with signalled("update", 4, signal.SIGTERM):
+        stopped_here(tiny, tmp_path / "run")
     before = checkpoint.load(tmp_path / "run", "last")["model"]
     with pytest.raises(ArithmeticError, match=r"after step 6 a number is not finite"):
         train_here(tiny, tmp_path / "run", "--resume", "--optim.learning_rate=1e30")
@@ -496,20 +625,36 @@ def test_a_validation_loss_that_is_not_finite_is_neither_logged_nor_saved(
     assert "NaN" not in (tmp_path / "run/metrics.jsonl").read_text()
 
 
-def test_a_gradient_that_is_not_finite_stops_the_run_before_anything_is_saved(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_gradient_that_is_not_finite_changes_nothing_and_stops_the_run_which_can_go_on(
+    tiny: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    def poisoned(run: train.Run, batch: Any) -> torch.Tensor:
+    def poisoned(run: train.Run, batch: Any) -> Tensor:
         loss = accumulate_gradients(run, batch)
-        if run.step == 7:  # step 8 saves
+        if run.progress.step == 7:  # step 8 saves
+            runs.append(run)
+            before.extend(everything(run))
             next(run.model.parameters()).grad.view(-1)[0] = math.inf  # type: ignore[union-attr]
         return loss
 
+    runs: list[train.Run] = []
+    before: list[Tensor] = []
     accumulate_gradients = train.accumulate_gradients
-    monkeypatch.setattr(train, "accumulate_gradients", poisoned)
-    with pytest.raises(ArithmeticError, match="a number is not finite"):
-        train_here(tiny, tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "accumulate_gradients", poisoned)
+        with pytest.raises(ArithmeticError, match=r"after step 7 .* not finite \(loss=2.*=inf\)"):
+            train_here(tiny, tmp_path / "run")
+    assert [type(optimizer).__name__ for optimizer in runs[0].optimizers] == ["AdamW", "Muon"]
+    after = everything(runs[0])
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     assert checkpoint.load(tmp_path / "run", "last")["step"] == 4
+    train_here(tiny, tmp_path / "run", "--resume")
+    assert outcome(tmp_path / "run") == outcome(undisturbed)
+
+
+def everything(run: train.Run) -> list[Tensor]:
+    """Copies of all weights and of all that the optimizers remember."""
+    remembered = [t for optimizer in run.optimizers for ts in optimizer.state.values() for t in ts]
+    return [tensor.detach().clone() for tensor in (*run.model.parameters(), *remembered)]
 
 
 def test_a_disk_that_fills_up_leaves_the_checkpoint_before_to_go_on_from(
@@ -535,7 +680,7 @@ def test_a_disk_that_fills_up_leaves_the_checkpoint_before_to_go_on_from(
 def refusal(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., str]:
-    """Run train.py, which must refuse to, and return its sentence."""
+    """Run train.py, which must refuse to, and return its one line, or the words in tyro's box."""
 
     def run(*flags: object) -> str:
         monkeypatch.setattr(sys, "argv", ["train.py", str(tiny), *map(str, flags)])
@@ -544,6 +689,8 @@ def refusal(
             cli.run(train.main)
         error = capsys.readouterr().err
         assert stop.value.code == 2
+        if error.startswith("╭"):
+            return without_box(error)
         assert error.startswith("error: ")
         assert error.count("\n") == 1
         return error
@@ -554,24 +701,33 @@ def refusal(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--model.n_head=3"], "n_head must divide n_embd: got n_"),
+        (["--model.n_head=3"], "Error parsing model: n_head must divide n_embd: got n_head=3"),
         (["--model.context_length=5000"], "a text must be longer than one context: got 607 tokens"),
         (["--data.path=nowhere"], "nowhere is not a prepared dataset (it has no meta.json): run"),
         (["--model.vocab_size=3"], "model.vocab_size must hold the 15 tokens of"),
         (["--resume"], "holds no checkpoint: train one with `python train.py CONFIG"),
-        (["--max_step=3"], "Unrecognized options: --max_step=3; perhaps you meant --max_steps"),
-        (["--max_steps=ten"], "invalid literal for int() with base 10: 'ten'"),
-        (["--max_steps=-1"], "max_steps must be at least 0: got -1"),
+        (["--max_step=3"], "Unrecognized options: --max_step=3 Perhaps you meant: --max_steps"),
+        (["--max_steps=ten"], "--max_steps: invalid literal for int() with base 10: 'ten'"),
+        (["--max_steps=-1"], "Error parsing TrainConfig: max_steps must be at least 0: got -1"),
         (["--eval_every=0"], "eval_every must be at least 1: got 0"),
         (["--seed=-1"], "seed must be at least 0: got -1"),
         (["--optim.name=sgd"], "Expected one of ('adamw', 'muon')"),
     ],
 )
-def test_a_bad_request_is_refused_in_one_sentence_and_nothing_is_written(
+def test_a_bad_request_is_refused_and_nothing_is_written(
     refusal: Callable[..., str], tmp_path: Path, flags: list[str], message: str
 ):
     assert message in refusal(f"--out_dir={tmp_path / 'run'}", *flags)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_holds_no_run_is_none_to_go_on_in(
+    refusal: Callable[..., str], tmp_path: Path
+):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/notes.txt").write_text("of a reader")
+    assert "holds no checkpoint" in refusal(f"--out_dir={tmp_path / 'run'}", "--resume")
+    assert contents(tmp_path / "run") == {"notes.txt": b"of a reader"}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
@@ -589,7 +745,10 @@ def contents(folder: Path) -> dict[str, bytes]:
     ("flags", "message"),
     [
         (["--model.n_embd=32"], "the checkpoint has another model: its n_embd differs"),
-        (["--model.architecture=gpt2", "--model.tie_embeddings=True"], "another model: its arch"),
+        (
+            ["--model.architecture=gpt2", "--model.tie_embeddings"],
+            "another model: its architecture",
+        ),
         (["--optim.name=adamw"], "a run goes on with its own optimizer: optim.name has changed"),
     ],
 )

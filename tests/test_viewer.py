@@ -1,6 +1,7 @@
 """What the viewer shows is what the model computed, and what it says of a head has been checked."""
 
 import base64
+import copy
 import json
 import math
 import re
@@ -13,28 +14,30 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from data.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer
-from model import GPT, ModelConfig, attention
+from engine.attend import fused_attention
+from model import GPT, Attend, ModelConfig, attention
 from viewer import examples, page, reverser
 from viewer.labels import label
-from viewer.payload import TEMPERATURES, predictions, triangle
-from viewer.probe import Measured, make_probes, measure
+from viewer.page import TEMPERATURES, predictions, triangle
+from viewer.probe import Measured, make_probes, mean_scores, measure
 from viewer.record import costs, losses, record, switch_off
 from viewer.scene import Checkpoint, cuts, model_scene, most_checkpoints
 from viewer.scores import SCORES, duplicate, induction, uniform
 from viewer.tokens import shown
 
 T, V = 11, 13
-TOKENS = torch.tensor([[5, 1, 7, 3, 5, 1, 7, 3, 2, 0, 12]])
+TOKENS_1T = torch.tensor([[5, 1, 7, 3, 5, 1, 7, 3, 2, 0, 12]])
+SIZES = {"context_length": 16, "n_layer": 2, "n_head": 3, "n_embd": 24, "vocab_size": V}
 kinds = pytest.mark.parametrize(
-    ("architecture", "kernel"), [("gpt2", "fused"), ("modern", "fused"), ("modern", "explicit")]
+    ("architecture", "attend"),
+    [("gpt2", fused_attention), ("modern", fused_attention), ("modern", attention)],
 )
 
 
-def built(architecture: Any = "modern", kernel: Any = "explicit", **sizes: Any) -> GPT:
-    """A model with wild weights, so that no two heads are alike."""
+def built(architecture: Any = "modern", attend: Attend = attention, **sizes: Any) -> GPT:
+    """Build a model with wild weights, so that no two heads are alike."""
     torch.manual_seed(0)
-    sizes = {"context_length": 16, "n_layer": 2, "n_head": 3, "n_embd": 24, "vocab_size": V} | sizes
-    model = GPT(ModelConfig(architecture=architecture, attention=kernel, **sizes))
+    model = GPT(ModelConfig(architecture=architecture, **{**SIZES, **sizes}), attend)
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.4)
     return model.eval()
@@ -48,22 +51,24 @@ def unpacked(text: str) -> np.ndarray:
 
 
 @kinds
-def test_a_record_holds_the_models_own_tensors_and_changes_nothing(architecture: Any, kernel: Any):
-    model, seen = built(architecture, kernel), []
+def test_a_record_holds_the_models_own_tensors_and_changes_nothing(
+    architecture: Any, attend: Attend
+):
+    model = built(architecture, attend)
+    seen: list[Tensor] = []
     with torch.inference_mode():
-        logits_BTV = model(TOKENS)
+        logits_BTV = model(TOKENS_1T)
         model.get_submodule("blocks.1.attn.c_proj").register_forward_pre_hook(
             lambda _, inputs: seen.append(inputs[0])
         )
-        kept = record(model, TOKENS)
+        kept = record(model, TOKENS_1T)
     assert torch.equal(kept.logits_BTV, logits_BTV)
-    assert torch.equal(kept.heads_LBHTD[1].transpose(1, 2).flatten(2), seen[0])
+    assert torch.equal(kept.y_LBHTD[1].transpose(1, 2).flatten(2), seen[0])
     rows_LBHT = kept.weights_LBHTS.sum(-1)
     assert torch.allclose(rows_LBHT, torch.ones_like(rows_LBHT), atol=1e-6)
     assert kept.weights_LBHTS.triu(1).abs().max() == 0
-    read_LBHTD = kept.weights_LBHTS @ kept.v_LBHTD
-    assert torch.allclose(read_LBHTD, kept.heads_LBHTD, atol=1e-5)
-    scores_LBHTS = kept.q_LBHTD @ kept.k_LBHTD.mT / math.sqrt(8)
+    assert torch.allclose(kept.weights_LBHTS @ kept.v_LBHSD, kept.y_LBHTD, atol=1e-5)
+    scores_LBHTS = kept.q_LBHTD @ kept.k_LBHSD.mT / math.sqrt(8)
     future_TT = torch.ones(T, T, dtype=torch.bool).triu(1)
     weights_LBHTS = scores_LBHTS.masked_fill(future_TT, -torch.inf).softmax(-1)
     assert torch.allclose(weights_LBHTS, kept.weights_LBHTS, atol=1e-6)
@@ -71,86 +76,84 @@ def test_a_record_holds_the_models_own_tensors_and_changes_nothing(architecture:
 
 def test_a_record_leaves_no_hook_behind():
     model = built()
-    record(model, TOKENS)
-    costs(model, TOKENS)
+    record(model, TOKENS_1T)
+    costs(model, TOKENS_1T)
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
 def test_heads_that_share_keys_and_values_are_shown_with_them():
     model = built(n_head=4, n_kv_head=2, n_embd=32)
-    kept = record(model, TOKENS)
-    for shared in (kept.k_LBHTD, kept.v_LBHTD):
-        assert torch.equal(shared[:, :, 0], shared[:, :, 1])
-        assert not torch.equal(shared[:, :, 1], shared[:, :, 2])
-    assert torch.equal(kept.logits_BTV, model(TOKENS))
-    assert torch.allclose(kept.weights_LBHTS @ kept.v_LBHTD, kept.heads_LBHTD, atol=1e-5)
+    kept = record(model, TOKENS_1T)
+    for shared_LBHSD in (kept.k_LBHSD, kept.v_LBHSD):
+        assert torch.equal(shared_LBHSD[:, :, 0], shared_LBHSD[:, :, 1])
+        assert not torch.equal(shared_LBHSD[:, :, 1], shared_LBHSD[:, :, 2])
+    assert torch.equal(kept.logits_BTV, model(TOKENS_1T))
+    assert torch.allclose(kept.weights_LBHTS @ kept.v_LBHSD, kept.y_LBHTD, atol=1e-5)
 
 
 def test_a_head_that_is_off_passes_on_nothing_and_the_others_what_they_did():
     model = built()
     with torch.inference_mode(), switch_off(model, 0, 1):
-        without = model(TOKENS)
+        without_BTV = model(TOKENS_1T)
     weight_CC = model.get_parameter("blocks.0.attn.c_proj.weight")
     with torch.inference_mode():  # the same by zeroing what c_proj would make of that head
         weight_CC.unflatten(1, (3, 8))[:, 1] = 0
-        expected = model(TOKENS)
-    assert torch.allclose(without, expected, atol=1e-5)
-    assert not torch.allclose(without, record(built(), TOKENS).logits_BTV)
+        expected_BTV = model(TOKENS_1T)
+    assert torch.allclose(without_BTV, expected_BTV, atol=1e-5)
+    assert not torch.allclose(without_BTV, record(built(), TOKENS_1T).logits_BTV)
 
 
 def test_costs_are_the_losses_without_each_head_less_those_with_all():
     model = built()
-    found = costs(model, TOKENS)
-    assert found.shape == (2, 3, 1, T - 1)
+    costs_LHBN = costs(model, TOKENS_1T)
+    assert costs_LHBN.shape == (2, 3, 1, T - 1)
     with switch_off(model, 1, 2):
-        without = losses(model, TOKENS)
-    assert torch.equal(found[1, 2], without - losses(model, TOKENS))
-    mean = losses(model, TOKENS).mean()
-    assert mean == pytest.approx(model(TOKENS[:, :-1], TOKENS[:, 1:]).item(), abs=1e-5)
+        without_BN = losses(model, TOKENS_1T)
+    assert torch.equal(costs_LHBN[1, 2], without_BN - losses(model, TOKENS_1T))
+    expected = F.cross_entropy(model(TOKENS_1T[:, :-1])[0], TOKENS_1T[0, 1:])
+    assert losses(model, TOKENS_1T).mean().item() == pytest.approx(expected.item(), abs=1e-5)
 
 
 # --- Scores ---------------------------------------------------------------------------------------
 
-EIGHT = torch.tensor([5, 1, 7, 3] * 2)
-PREVIOUS = torch.eye(8).roll(-1, dims=1)  # and row 0, which has nothing before it, at itself
-PREVIOUS[0] = torch.eye(8)[0]
-FIRST = torch.zeros(8, 8).index_fill(1, torch.tensor([0]), 1.0)
-COPIES = torch.eye(8)
-COPIES[4:] = torch.eye(8)[1:5]  # position i looks at i - 3, which followed its copy at i - 4
-HALVES = (PREVIOUS + torch.eye(8)) / 2
+EIGHT_T = torch.tensor([5, 1, 7, 3] * 2)
+PREVIOUS_TT = torch.eye(8).roll(-1, dims=1)  # and row 0, which has nothing before it, at itself
+PREVIOUS_TT[0] = torch.eye(8)[0]
+FIRST_TT = torch.zeros(8, 8).index_fill(1, torch.tensor([0]), 1.0)
+COPIES_TT = torch.eye(8)
+COPIES_TT[4:] = torch.eye(8)[1:5]  # position i looks at i - 3, which followed its copy at i - 4
+HALVES_TT = (PREVIOUS_TT + torch.eye(8)) / 2
 
 
 @pytest.mark.parametrize(
     ("weights_TT", "expected"),
     [
         (torch.eye(8), {"previous": 0, "current": 1, "entropy": 0, "distance": 0}),
-        (PREVIOUS, {"previous": 1, "current": 0, "first": 1 / 7, "distance": 0.875}),
-        (FIRST, {"first": 1, "previous": 1 / 7, "distance": 3.5}),
+        (PREVIOUS_TT, {"previous": 1, "current": 0, "first": 1 / 7, "distance": 0.875}),
+        (FIRST_TT, {"first": 1, "previous": 1 / 7, "distance": 3.5}),
         (uniform(8), {"previous": 0.245408, "current": 0.245408, "first": 0.245408}),
         (uniform(8), {"entropy": 1, "distance": 1.75, "induction": 0.158631}),
         (uniform(8), {"duplicate": 0.158631}),
-        (COPIES, {"induction": 1, "duplicate": 0}),
-        (HALVES, {"previous": 0.5, "current": 0.5}),
+        (COPIES_TT, {"induction": 1, "duplicate": 0}),
+        (HALVES_TT, {"previous": 0.5, "current": 0.5}),
     ],
 )
 def test_scores_of_matrices_with_known_values(weights_TT: Tensor, expected: dict[str, float]):
-    found = {name: float(SCORES[name](weights_TT, EIGHT)) for name in expected}
+    found = {name: float(SCORES[name](weights_TT, EIGHT_T)) for name in expected}
     assert found == pytest.approx(expected, abs=1e-6)
 
 
 def test_the_induction_score_is_the_mean_of_the_stripe_on_a_text_said_twice():
-    weights_TT, P = torch.rand(8, 8).tril().softmax(-1), 4
-    stripe = [weights_TT[i, i - P + 1] for i in range(P, 2 * P)]
-    assert induction(weights_TT, EIGHT) == pytest.approx(float(sum(stripe)) / P)
-    copies = [weights_TT[i, i - P] for i in range(P, 2 * P)]
-    assert duplicate(weights_TT, EIGHT) == pytest.approx(float(sum(copies)) / P)
+    weights_TT = torch.rand(8, 8).tril().softmax(-1)
+    stripe = [weights_TT[i, i - 3] for i in range(4, 8)]
+    assert induction(weights_TT, EIGHT_T) == pytest.approx(float(sum(stripe)) / 4)
+    copies = [weights_TT[i, i - 4] for i in range(4, 8)]
+    assert duplicate(weights_TT, EIGHT_T) == pytest.approx(float(sum(copies)) / 4)
 
 
 def test_scores_of_the_worked_example():
-    _, _, v_BHTD = examples.walk_through()
-    assert v_BHTD.shape == (2, 1, 4, 2)
-    weights_BHTS = attention(*examples.walk_through(), causal=True)[1]
-    found = {name: float(SCORES[name](weights_BHTS[0, 0], torch.arange(4))) for name in SCORES}
+    weights_TS = examples.walk_through(0)[3]
+    found = {name: float(SCORES[name](weights_TS, torch.arange(4))) for name in SCORES}
     expected = {"previous": 0.4054, "first": 0.4782, "entropy": 0.9448, "distance": 0.8732}
     assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-4)
     assert math.isnan(found["induction"])  # no token comes twice, so no text can tell
@@ -167,7 +170,7 @@ def measured(
     costs: tuple[float, float] = (0.5, 0.5),
     on_random: float | None = None,
 ) -> Measured:
-    """Two layers of one head that scores so in `name`, and 0 in everything else."""
+    """Return two layers of one head that scores so in `name`, and 0 in everything else."""
     scores = {key: torch.full((2, 1), score if key == name else 0.0) for key in SCORES}
     first_LH = torch.full((2, 1), score if on_random is None else on_random)
     return Measured(
@@ -185,7 +188,7 @@ def measured(
     ("layer", "found", "expected", "reason"),
     [
         (1, measured("induction", 0.7), "induction", "+0.50 on a copy"),
-        (0, measured("induction", 0.95), "", "it takes two layers, so this is a fixed distance"),
+        (0, measured("induction", 0.95), "", "takes two layers, so this head looks a fixed"),
         (1, measured("induction", 0.7, n_periods=1), "", "too short to try several periods"),
         (1, measured("induction", 0.7, costs=(9, 0.05)), "", "costs 0.05 nats on a copy"),
         (1, measured("induction", 0.7, uniform=0.2), "", "less than 5 times uniform"),
@@ -194,8 +197,15 @@ def measured(
         (0, measured("previous", 0.31), "previous", "previous token 0.31 (uniform 0.05)"),
         (0, measured("previous", 0.9, costs=(0.0, 0.0)), "", "costs next to nothing"),
         (0, measured("current", 0.9, costs=(0.0, 0.2)), "current", "+0.20 on a copy"),
-        (0, measured("first", 0.9, costs=(0.0, 0.0)), "first", "and on random tokens too"),
-        (0, measured("first", 0.9, on_random=0.1), "", "not on random tokens"),
+        (
+            0,
+            measured("first", 0.9, costs=(0.0, 0.0)),
+            "first",
+            "+0.00 on a copy",
+        ),
+        (0, measured("first", 0.9, on_random=0.1), "", "below 0.3 on random tokens"),
+        (0, measured("first", 0.9, on_random=math.nan), "", "below 0.3 on random tokens"),
+        (1, measured("induction", math.nan), "", "no score of 0.3 or more"),
     ],
 )
 def test_a_label_needs_score_baseline_and_behaviour(
@@ -220,6 +230,18 @@ def test_probes_repeat_different_tokens_at_several_periods():
     assert torch.equal(make_probes(model, 3, 69).written_BT, probes.written_BT)
 
 
+@pytest.mark.parametrize("architecture", ["gpt2", "modern"])
+def test_a_model_writes_the_probes_as_it_would_without_a_cache(architecture: Any):
+    model = built(architecture)
+    generator = torch.Generator().manual_seed(0)
+    tokens_BT = torch.full((4, 1), 3)
+    with torch.inference_mode():
+        for _ in range(15):
+            p_BV = model(tokens_BT)[:, -1, : V - 1].softmax(-1)
+            tokens_BT = torch.cat((tokens_BT, p_BV.multinomial(1, generator=generator)), dim=1)
+    assert torch.equal(make_probes(model, 3, V - 1).written_BT, tokens_BT)
+
+
 def test_a_model_with_a_tiny_context_is_measured_as_far_as_it_goes():
     model = built(context_length=4)
     probes = make_probes(model, 0, V)
@@ -229,50 +251,93 @@ def test_a_model_with_a_tiny_context_is_measured_as_far_as_it_goes():
     assert label(1, 0, found)[0] in ("", "previous", "current", "first")
 
 
-# --- The payload ----------------------------------------------------------------------------------
+# --- Heads of one kind ----------------------------------------------------------------------------
+
+P = 20
+SIX_HEADS: dict[str, Any] = {"context_length": 48, "vocab_size": 70}  # of two layers
+
+
+def said_twice(n_texts: int) -> Tensor:
+    """Return texts (B, 1 + 2P): a first token, P different ones, and these again."""
+    generator = torch.Generator().manual_seed(0)
+    once_BP = torch.stack([torch.randperm(69, generator=generator)[:P] for _ in range(n_texts)])
+    return torch.cat((torch.full((n_texts, 1), 69), once_BP, once_BP), dim=1)
+
+
+def loss_on_the_second_copy(model: GPT, tokens_BT: Tensor) -> float:
+    logits_BTV = model(tokens_BT)[:, P + 1 : -1]
+    return F.cross_entropy(logits_BTV.flatten(0, 1), tokens_BT[:, P + 2 :].flatten()).item()
+
+
+def mute(model: GPT, muted: list[tuple[int, int]]) -> GPT:
+    """Return a copy of `model`, some of whose heads write nothing into the residual stream."""
+    model = copy.deepcopy(model)
+    for layer, head in muted:
+        weight_CC = model.get_parameter(f"blocks.{layer}.attn.c_proj.weight")
+        with torch.no_grad():
+            weight_CC[:, 8 * head : 8 * head + 8] = 0
+    return model
+
+
+def test_on_texts_said_twice_scores_are_the_means_of_stripes():
+    model = built(**SIX_HEADS)
+    tokens_BT = said_twice(3)
+    weights_LBHTS = record(model, tokens_BT).weights_LBHTS
+    stripe_LBHP = weights_LBHTS.diagonal(1 - P, -2, -1)[..., 2:]  # 2 queries are in the first copy
+    assert stripe_LBHP.shape == (2, 3, 3, P)
+    found = mean_scores(model, tokens_BT)
+    assert torch.allclose(found["induction"], stripe_LBHP.mean((1, -1)))
+    below_LBHT = weights_LBHTS.diagonal(-1, -2, -1)
+    assert torch.allclose(found["previous"], below_LBHT.mean((1, -1)))
+
+
+# --- What the page is given -----------------------------------------------------------------------
 
 
 @kinds
-def test_the_payload_is_the_models_tensors_to_float32(architecture: Any, kernel: Any):
-    model = built(architecture, kernel)
+def test_the_page_is_given_the_models_tensors_to_float32(architecture: Any, attend: Attend):
+    model = built(architecture, attend)
     probes = make_probes(model, 0, V)
-    scene = model_scene([Checkpoint(7, model, measure(model, probes))], TOKENS, str, [])
-    kept, frame = record(model, TOKENS), scene["frames"][0]
+    scene = model_scene([Checkpoint(7, model, measure(model, probes))], TOKENS_1T, str, [])
+    kept = record(model, TOKENS_1T)
+    costs_LHBN = costs(model, TOKENS_1T)
+    frame = scene["frames"][0]
     assert frame["step"] == 7
-    named = {"q": kept.q_LBHTD, "k": kept.k_LBHTD, "v": kept.v_LBHTD, "o": kept.heads_LBHTD}
+    named = {"q": kept.q_LBHTD, "k": kept.k_LBHSD, "v": kept.v_LBHSD, "o": kept.y_LBHTD}
     for n, panel in enumerate(frame["panels"]):
         layer, head = divmod(n, 3)
         for name, tensor in named.items():
-            found = unpacked(panel[name]).reshape(T, 8)
-            assert (found == tensor[layer, 0, head].numpy()).all()
+            found_TD = unpacked(panel[name]).reshape(T, 8)
+            assert (found_TD == tensor[layer, 0, head].numpy()).all()
         rows = np.split(unpacked(panel["w"]), np.cumsum(range(1, T)))
         for i, row in enumerate(rows):
             assert (row == kept.weights_LBHTS[layer, 0, head, i, : i + 1].numpy()).all()
             assert row.sum() == pytest.approx(1, abs=1e-6)
-        assert unpacked(panel["costs"]) == pytest.approx(costs(model, TOKENS)[layer, head, 0])
-    assert unpacked(frame["losses"])[:-1] == pytest.approx(losses(model, TOKENS)[0], abs=1e-5)
+        assert unpacked(panel["costs"]) == pytest.approx(costs_LHBN[layer, head, 0])
+    assert unpacked(frame["losses"])[:-1] == pytest.approx(losses(model, TOKENS_1T)[0], abs=1e-5)
     assert np.isnan(unpacked(frame["losses"])[-1])
     json.dumps(scene, allow_nan=False)
 
 
 def test_the_triangle_holds_rows_one_after_another():
-    matrix = torch.tensor([[1, 0, 0], [2, 3, 0], [4, 5, 6]])
-    assert triangle(matrix).tolist() == [1, 2, 3, 4, 5, 6]
+    weights_TT = torch.tensor([[1, 0, 0], [2, 3, 0], [4, 5, 6]])
+    assert triangle(weights_TT).tolist() == [1, 2, 3, 4, 5, 6]
 
 
 @pytest.mark.parametrize("vocab_size", [13, 300])
 def test_a_page_can_compute_every_temperature_from_the_largest_logits(vocab_size: int):
-    logits_TV, truth_T = torch.randn(3, vocab_size) * 5, torch.tensor([4, 0, -1])
+    logits_TV = torch.randn(3, vocab_size) * 5
+    truth_T = torch.tensor([4, 0, -1])
     found = predictions(logits_TV, truth_T, lambda token: f"<{token}>")
     top_TN = unpacked(found["logits"]).reshape(3, -1)
     assert top_TN.shape[1] == min(100, vocab_size)
     for n, temperature in enumerate(TEMPERATURES):
         sums_T = unpacked(found["sums"]).reshape(3, -1)[:, n]
-        chances = np.exp(top_TN / temperature - sums_T[:, None])
-        expected = (logits_TV / temperature).softmax(-1).sort(descending=True).values
-        assert chances == pytest.approx(expected[:, : top_TN.shape[1]].numpy(), rel=1e-4, abs=1e-6)
-    expected = F.cross_entropy(logits_TV[:2], truth_T[:2], reduction="none")
-    assert unpacked(found["losses"])[:2] == pytest.approx(expected, abs=1e-5)
+        p_TN = np.exp(top_TN / temperature - sums_T[:, None])
+        p_TV = (logits_TV / temperature).softmax(-1).sort(descending=True).values
+        assert p_TN == pytest.approx(p_TV[:, : top_TN.shape[1]].numpy(), rel=1e-4, abs=1e-6)
+    losses_T = F.cross_entropy(logits_TV[:2], truth_T[:2], reduction="none")
+    assert unpacked(found["losses"])[:2] == pytest.approx(losses_T, abs=1e-5)
     assert found["truth"] == ["<4>", "<0>", None]
     ranks = [int((logits_TV[i] > logits_TV[i, truth_T[i]]).sum()) for i in (0, 1)]
     assert found["ranks"] == [*ranks, -1]
@@ -296,43 +361,28 @@ def test_what_is_cut_is_said():
 
 
 def test_the_numbers_of_the_walk_through_are_those_that_are_printed():
-    q_BHTD, k_BHTD, v_BHTD = examples.walk_through()
-    y_BHTD, weights_BHTS = attention(q_BHTD, k_BHTD, v_BHTD, causal=True)
-    scores_TS = q_BHTD[0, 0] @ k_BHTD[0, 0].T
+    q_TD, k_TD, v_TD, weights_TS, y_TD = examples.walk_through(0)
+    *_, others_TS, other_y_TD = examples.walk_through(1)
+    scores_TS = q_TD @ k_TD.T
     printed = {
-        "q": (
-            q_BHTD[0, 0],
-            [[0.88, -0.4509], [-0.0549, -0.7598], [-0.085, -0.5294], [-0.517, -0.3579]],
-        ),
-        "k": (
-            k_BHTD[0, 0],
-            [[-0.0554, -1.9855], [-1.446, -0.2416], [-0.9736, -0.4014], [-0.94, 0.122]],
-        ),
-        "v": (
-            v_BHTD[0, 0],
-            [[-0.3642, 0.4548], [2.0765, 1.9576], [1.4534, 1.2925], [1.6637, 1.054]],
-        ),
+        "q": (q_TD, [[0.88, -0.4509], [-0.0549, -0.7598], [-0.085, -0.5294], [-0.517, -0.3579]]),
+        "k": (k_TD, [[-0.0554, -1.9855], [-1.446, -0.2416], [-0.9736, -0.4014], [-0.94, 0.122]]),
+        "v": (v_TD, [[-0.3642, 0.4548], [2.0765, 1.9576], [1.4534, 1.2925], [1.6637, 1.054]]),
         "scores": (scores_TS[3], [0.7393, 0.8340, 0.6470, 0.4423]),
         "scaled": (scores_TS[3] / math.sqrt(2), [0.5228, 0.5897, 0.4575, 0.3128]),
-        "weights": (
-            weights_BHTS[0, 0, 2:],
-            [[0.4651, 0.2632, 0.2716, 0], [0.262, 0.2802, 0.2455, 0.2124]],
-        ),
-        "others": (weights_BHTS[1, 0, 3], [0.1504, 0.3682, 0.2866, 0.1948]),
-        "out": (
-            y_BHTD[0, 0],
-            [[-0.3642, 0.4548], [0.3499, 0.8945], [0.772, 1.0779], [1.1964, 1.2087]],
-        ),
-        "other out": (y_BHTD[1, 0, 1:], [[0.7504, -0.0072], [0.8748, 0.0645], [0.7008, -0.1071]]),
+        "weights": (weights_TS[2:], [[0.4651, 0.2632, 0.2716, 0], [0.262, 0.2802, 0.2455, 0.2124]]),
+        "others": (others_TS[3], [0.1504, 0.3682, 0.2866, 0.1948]),
+        "y": (y_TD, [[-0.3642, 0.4548], [0.3499, 0.8945], [0.772, 1.0779], [1.1964, 1.2087]]),
+        "other y": (other_y_TD[1:], [[0.7504, -0.0072], [0.8748, 0.0645], [0.7008, -0.1071]]),
     }
     for name, (found, expected) in printed.items():
         assert torch.allclose(found, torch.tensor(expected), atol=5.1e-5), name
 
 
-def test_the_walk_throughs_numbers_come_from_the_seed_that_it_names():
+def test_the_numbers_of_the_walk_through_come_from_the_seed_that_it_names():
     torch.manual_seed(42)
     x_BTC = torch.randn(2, 4, 2)
-    assert torch.allclose(x_BTC, examples.X_BTC, atol=1e-6)
+    assert torch.allclose(x_BTC, torch.tensor(examples.TEXTS), atol=1e-6)
     for name in ("query", "key", "value"):
         linear = nn.Linear(2, 2)
         weight, bias = map(torch.tensor, examples.LINEAR[name])
@@ -362,20 +412,22 @@ def test_what_sat_reads_is_computed_right(
 def test_the_toy_learns_to_look_backwards():
     frames = reverser.reverser_scene()["frames"]
     S = len(reverser.WORD)
-    first, last = (
+    first_TS, last_TS = (
         unpacked(frame["panels"][0]["w"]).reshape(S, S) for frame in (frames[0], frames[-1])
     )
-    assert np.fliplr(last).diagonal().min() > 0.95
-    assert np.fliplr(first).diagonal().max() < 0.9
+    assert np.fliplr(last_TS).diagonal().min() > 0.95
+    assert np.fliplr(first_TS).diagonal().max() < 0.9
     assert frames[-1]["truth"] == list(reverser.WORD[::-1])
     assert [row[0] for row in frames[-1]["top"]] == list(reverser.WORD[::-1])
     assert frames[-1]["loss"] < 0.1 < frames[0]["loss"]
 
 
-def test_training_the_toy_leaves_the_random_numbers_of_the_caller_alone():
-    reverser.reverser_scene.cache_clear()
+def test_training_the_toy_leaves_the_random_numbers_of_the_caller_alone(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(reverser, "STEPS", (0, 1))
     torch.manual_seed(0)
-    reverser.reverser_scene()
+    reverser.reverser_scene.__wrapped__()
     drawn = torch.rand(1)
     torch.manual_seed(0)
     assert torch.equal(drawn, torch.rand(1))
@@ -399,10 +451,20 @@ def test_training_the_toy_leaves_the_random_numbers_of_the_caller_alone():
         ("\u0301".encode(), "◌\u0301"),
         (b"</script>", "</script>"),
         (b"", "∅"),
+        ("␣↵⇥␍".encode(), "⟨U+2423⟩⟨U+21B5⟩⟨U+21E5⟩⟨U+240D⟩"),
+        ("⟨F0⟩".encode(), "⟨U+27E8⟩F0⟨U+27E9⟩"),
+        ("∅".encode(), "⟨U+2205⟩"),
+        ("◌\u0301".encode(), "⟨U+25CC⟩\u0301"),
     ],
 )
 def test_a_token_is_shown_as_what_it_is(raw: bytes, expected: str):
     assert shown(raw) == expected
+
+
+def test_no_two_characters_or_bytes_look_alike():
+    characters = [chr(n).encode() for n in range(0x10000) if not 0xD800 <= n <= 0xDFFF]
+    raw = [b"", *characters, *(bytes([byte]) for byte in range(0x80, 0x100))]
+    assert len(set(map(shown, raw))) == len(raw)
 
 
 TEXT = "A 🙂 </script><!-- \"'&\\ \t\r\n é日\u2028 ␣"

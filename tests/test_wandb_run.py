@@ -56,12 +56,14 @@ def install(monkeypatch: pytest.MonkeyPatch, failing: str | None = None) -> Fake
     return fake
 
 
-def test_wandb_is_off_by_default_and_not_even_imported(tiny: Path, tmp_path: Path):
+def test_a_run_imports_neither_wandb_nor_torchs_compiler_unless_asked_to(
+    tiny: Path, tmp_path: Path
+):
     code = (
         "import sys, train\n"
         f"sys.argv = ['train.py', {str(tiny)!r}, '--max_steps=1', '--out_dir={tmp_path / 'run'}']\n"
         "train.main()\n"
-        "assert 'wandb' not in sys.modules"
+        "assert not {'wandb', 'torch._dynamo', 'sympy'} & sys.modules.keys()"
     )
     command = [sys.executable, "-c", code]
     said = subprocess.run(command, capture_output=True, cwd=REPOSITORY, text=True)
@@ -81,7 +83,7 @@ def test_wandb_gets_every_line_of_the_log_and_the_config(
     assert fake.settings["dir"] == tmp_path / "run"
 
 
-@pytest.mark.parametrize("failing", ["setup", "Settings", "init", "log", "finish"])
+@pytest.mark.parametrize("failing", ["setup", "init", "log", "finish"])
 def test_a_run_goes_on_without_a_wandb_that_fails_and_says_so_once(
     tiny: Path,
     tmp_path: Path,

@@ -1,24 +1,18 @@
 """Serve the page to this machine alone, and answer each text that is typed into it."""
 
-import json
 import threading
 from collections.abc import Callable
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from viewer.page import as_json
-from viewer.payload import Json
+from viewer.page import Json, as_json
 
 LOOPBACK = "127.0.0.1"
-MOST_BYTES = 100_000  # of a text
-HTTP = 80  # the port that browsers do not name
+MOST_BYTES = 100_000  # in one request
 
 
 class LiveServer(ThreadingHTTPServer):
-    """`GET /` is the page; `POST /` takes {"text": ...} and answers with a scene or an error.
-
-    Raises ValueError if the port is in use.
-    """
+    """GET returns the page; POST takes a text and returns its scene, or an error."""
 
     daemon_threads = True
 
@@ -35,9 +29,8 @@ class LiveServer(ThreadingHTTPServer):
 
     @property
     def hosts(self) -> set[str]:
-        names = {LOOPBACK, "localhost"}
-        with_port = {f"{name}:{self.server_port}" for name in names}
-        return with_port | names if self.server_port == HTTP else with_port
+        port = "" if self.server_port == 80 else f":{self.server_port}"  # browsers leave 80 out
+        return {f"{name}{port}" for name in (LOOPBACK, "localhost")}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -46,18 +39,20 @@ class Handler(BaseHTTPRequestHandler):
         assert isinstance(self.server, LiveServer)
         return self.server
 
+    def parse_request(self) -> bool:
+        """Refuse other sites, even one whose name was made to point to this machine."""
+        if not super().parse_request():
+            return False
+        origins = {None, *(f"http://{host}" for host in self.live.hosts)}
+        is_ours = self.headers["Host"] in self.live.hosts and self.headers["Origin"] in origins
+        if not is_ours:
+            self.reply(403, "text/plain", "only the page itself may ask")
+        return is_ours
+
     def do_GET(self) -> None:
-        if not self.is_ours():
-            self.reply(403, "text/plain", "another host")
-        elif self.path == "/":
-            self.reply(200, "text/html", self.live.page)
-        else:
-            self.reply(404, "text/plain", "only / is here")
+        self.reply(200, "text/html", self.live.page)
 
     def do_POST(self) -> None:
-        if not self.is_ours():
-            self.reply(403, "text/plain", "another host")
-            return
         try:
             text = self.typed()
             with self.live.one_at_a_time:
@@ -67,22 +62,14 @@ class Handler(BaseHTTPRequestHandler):
             self.reply(400, "application/json", as_json({"error": str(error)}))
 
     def typed(self) -> str:
+        """Return the text of a request. Raises ValueError if there is none."""
         size = max(0, int(self.headers["Content-Length"] or 0))
         body = self.rfile.read(size)
         if size > MOST_BYTES:
-            raise ValueError(f"the text has {size:,} bytes, and may have {MOST_BYTES:,}")
-        asked = json.loads(body)
-        if not isinstance(asked, dict) or not isinstance(asked.get("text"), str):
-            raise ValueError('{"text": ...} must be asked')
-        if not asked["text"]:
+            raise ValueError(f"the text has {size:,} bytes: type at most {MOST_BYTES:,}")
+        if not body:
             raise ValueError("the text is empty: type one")
-        return asked["text"]
-
-    def is_ours(self) -> bool:
-        """Refuse pages of other sites, also those whose name was made to point to this machine."""
-        origin = self.headers["Origin"]
-        ours = {None, *(f"http://{host}" for host in self.live.hosts)}
-        return self.headers["Host"] in self.live.hosts and origin in ours
+        return body.decode()
 
     def reply(self, status: int, kind: str, text: str) -> None:
         body = text.encode()
@@ -91,9 +78,9 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.send_header("Cache-Control", "no-store")
         self.send_header("X-Content-Type-Options", "nosniff")
-        with suppress(ConnectionError):  # who asked may have gone
+        with suppress(ConnectionError):  # the reader may have gone
             self.end_headers()
             self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Stay silent: a line for each key that is pressed helps nobody."""
+        """Print nothing: a line for each key that is pressed helps nobody."""

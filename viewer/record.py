@@ -8,80 +8,80 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
-from model import GPT, CausalSelfAttention, attention
+from model import GPT, CausalSelfAttention, attention, repeat_heads
 
 
 @dataclass(frozen=True)
 class Record:
-    """One pass through a model, with L layers; S = T, as each position also answers."""
+    """One forward pass through L layers, with S = T. Heads that share keys have a copy each."""
 
-    q_LBHTD: Tensor  # ready for attention: normed and turned where the model does so
-    k_LBHTD: Tensor
-    v_LBHTD: Tensor
+    q_LBHTD: Tensor  # as attention takes them: a modern model has normalised and rotated them
+    k_LBHSD: Tensor
+    v_LBHSD: Tensor
     weights_LBHTS: Tensor
-    heads_LBHTD: Tensor  # what each head read, before c_proj mixes the heads
+    y_LBHTD: Tensor  # the output of each head, before c_proj mixes the heads
     logits_BTV: Tensor
 
 
 @torch.inference_mode()
 def record(model: GPT, tokens_BT: Tensor) -> Record:
-    """Run `model` and keep all heads. Its own forward pass is used, so its logits are unchanged."""
+    """Run the model's own forward pass, which stays as it is, and keep what its heads compute."""
     kept: list[tuple[Tensor, ...]] = []
-    heads: list[Tensor] = []
+    outputs: list[Tensor] = []
 
     def keep(attn: CausalSelfAttention, inputs: tuple) -> None:
-        q_BHTD, *shared = attn.queries_keys_values(*inputs[:2])
-        # Heads may share keys and values (Ainslie et al., 2023): here each has them to itself
-        k_BHTD, v_BHTD = (t.repeat_interleave(q_BHTD.shape[1] // t.shape[1], 1) for t in shared)
-        kept.append((q_BHTD, k_BHTD, v_BHTD, attention(q_BHTD, k_BHTD, v_BHTD, causal=True)[1]))
+        x, rope, mask, _ = inputs
+        q_BHTD, k_BKSD, v_BKSD = attn.queries_keys_values(x, rope)
+        weights_BHTS = attention(q_BHTD, k_BKSD, v_BKSD, mask)[1]
+        k_BHSD, v_BHSD = (repeat_heads(shared, q_BHTD.shape[1]) for shared in (k_BKSD, v_BKSD))
+        kept.append((q_BHTD, k_BHSD, v_BHSD, weights_BHTS))
 
-    def keep_heads(c_proj: nn.Module, inputs: tuple[Tensor]) -> None:
-        heads.append(by_head(inputs[0], model.config.n_head).transpose(1, 2))
+    def keep_output(c_proj: nn.Module, inputs: tuple[Tensor]) -> None:
+        outputs.append(by_head(inputs[0], model.config.n_head).transpose(1, 2))
 
     with ExitStack() as hooks:
         for layer in range(model.config.n_layer):
             attn = model.get_submodule(f"blocks.{layer}.attn")
             hooks.enter_context(attn.register_forward_pre_hook(keep))
-            hooks.enter_context(attn.get_submodule("c_proj").register_forward_pre_hook(keep_heads))
+            c_proj = attn.get_submodule("c_proj")
+            hooks.enter_context(c_proj.register_forward_pre_hook(keep_output))
         logits_BTV = model(tokens_BT)
-    q, k, v, weights = (torch.stack(layers) for layers in zip(*kept, strict=True))
-    return Record(q, k, v, weights, torch.stack(heads), logits_BTV)
+    stacked = (torch.stack(layers) for layers in (*zip(*kept, strict=True), outputs))
+    q_LBHTD, k_LBHSD, v_LBHSD, weights_LBHTS, y_LBHTD = stacked
+    return Record(q_LBHTD, k_LBHSD, v_LBHSD, weights_LBHTS, y_LBHTD, logits_BTV)
 
 
 def by_head(y_BTC: Tensor, n_head: int) -> Tensor:
-    """(B, T, C) -> (B, T, H, D): the input of c_proj is one head's output after another."""
+    """(B, T, C) -> (B, T, H, D): split the input of c_proj into the outputs of the heads."""
     return y_BTC.unflatten(-1, (n_head, -1))
 
 
 def switch_off(model: GPT, layer: int, head: int) -> RemovableHandle:
-    """Let a head pass on zeros: `with switch_off(model, 0, 3): ...` (Olsson et al., 2022)."""
+    """Set a head's output to 0 in `with switch_off(model, 0, 3): ...` (Olsson et al., 2022)."""
 
     def zero(c_proj: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-        heads_BTHD = by_head(inputs[0].clone(), model.config.n_head)
-        heads_BTHD[:, :, head] = 0
-        return (heads_BTHD.flatten(2),)
+        y_BTHD = by_head(inputs[0].clone(), model.config.n_head)
+        y_BTHD[:, :, head] = 0
+        return (y_BTHD.flatten(2),)
 
     c_proj = model.get_submodule(f"blocks.{layer}.attn.c_proj")
     return c_proj.register_forward_pre_hook(zero)
 
 
-def token_losses(logits_BTV: Tensor, tokens_BT: Tensor) -> Tensor:
-    """-ln p of each token's successor, in nats (B, T - 1)."""
-    return F.cross_entropy(logits_BTV[:, :-1].mT.float(), tokens_BT[:, 1:], reduction="none")
-
-
 @torch.inference_mode()
 def losses(model: GPT, tokens_BT: Tensor) -> Tensor:
-    """The loss of each token but the first (B, T - 1)."""
-    return token_losses(model(tokens_BT), tokens_BT)
+    """Return the loss of each token but the first (B, N), N = T - 1, in nats."""
+    logits_BVN = model(tokens_BT)[:, :-1].mT
+    return F.cross_entropy(logits_BVN.float(), tokens_BT[:, 1:], reduction="none")
 
 
 def costs(model: GPT, tokens_BT: Tensor) -> Tensor:
-    """By how much each loss rises when one head is switched off (L, H, B, T - 1): a pass a head."""
-    before_Bt, n_head = losses(model, tokens_BT), model.config.n_head
-    costs_LHBt = before_Bt.new_empty((model.config.n_layer, n_head, *before_Bt.shape))
-    for layer in range(model.config.n_layer):
+    """Return by how much each loss rises without each head (L, H, B, N), one head at a time."""
+    n_layer, n_head = model.config.n_layer, model.config.n_head
+    before_BN = losses(model, tokens_BT)
+    costs_LHBN = before_BN.new_empty((n_layer, n_head, *before_BN.shape))
+    for layer in range(n_layer):
         for head in range(n_head):
             with switch_off(model, layer, head):
-                costs_LHBt[layer, head] = losses(model, tokens_BT) - before_Bt
-    return costs_LHBt
+                costs_LHBN[layer, head] = losses(model, tokens_BT) - before_BN
+    return costs_LHBN

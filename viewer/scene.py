@@ -1,25 +1,25 @@
-"""The scene of a trained model: one text, seen by all its heads at all its checkpoints."""
+"""The scene of a trained model: one text, as all heads see it at all checkpoints."""
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
 from model import GPT, ModelConfig
-from viewer.labels import label
-from viewer.payload import TEMPERATURES, Json, Names, number, packed, predictions, tensors
+from viewer.labels import costs_of, label
+from viewer.page import TEMPERATURES, Json, Names, number, packed, predictions, tensors
 from viewer.probe import Measured
 from viewer.record import costs, record
 from viewer.scores import NAMES, SCORES, uniform
 
-MOST_TOKENS, MOST_LAYERS, MOST_HEADS = 256, 12, 12  # that a page opens with in three seconds
-MOST_BYTES = 64e6  # of one scene; fewer checkpoints if there is more
+MOST_TOKENS = 256  # a page with this many tokens, layers and heads opens in three seconds
+MOST_LAYERS = MOST_HEADS = 12
+MOST_BYTES = 64e6  # of one scene; if all checkpoints would take more, fewer are shown
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model as it was after so many steps."""
+    """A model as it was after a number of steps."""
 
     step: int
     model: GPT
@@ -27,45 +27,48 @@ class Checkpoint:
 
 
 def shown_heads(config: ModelConfig) -> list[tuple[int, int]]:
-    layers, heads = min(config.n_layer, MOST_LAYERS), min(config.n_head, MOST_HEADS)
-    return [(layer, head) for layer in range(layers) for head in range(heads)]
+    """Return the layer and head of each map."""
+    layers = range(min(config.n_layer, MOST_LAYERS))
+    return [(layer, head) for layer in layers for head in range(min(config.n_head, MOST_HEADS))]
 
 
 def most_checkpoints(config: ModelConfig, n_tokens: int) -> int:
-    """How many checkpoints a page can hold, each with its weights, q, k, v and outputs."""
+    """Return how many checkpoints a page can hold, each with its weights, q, k, v and outputs."""
     numbers = n_tokens * (n_tokens + 1) / 2 + 4 * n_tokens * config.head_dim
-    return max(1, int(MOST_BYTES / (len(shown_heads(config)) * numbers * 4 * 4 / 3)))
+    in_base64 = numbers * 4 * 4 / 3  # 4 bytes each, and 4 characters for 3 bytes
+    return max(1, int(MOST_BYTES / (len(shown_heads(config)) * in_base64)))
 
 
 def cuts(config: ModelConfig, n_tokens: int) -> list[str]:
-    """Sentences that say what of the model or the text is not shown."""
-    limits = {"tokens": (n_tokens, MOST_TOKENS), "layers": (config.n_layer, MOST_LAYERS)}
-    limits["heads of each layer"] = (config.n_head, MOST_HEADS)
-    return [
-        f"The first {most} of {n} {name} are shown."
-        for name, (n, most) in limits.items()
-        if n > most
-    ]
+    """Return a sentence for each part of the model or the text that is not shown whole."""
+    limits = (
+        (n_tokens, MOST_TOKENS, "tokens"),
+        (config.n_layer, MOST_LAYERS, "layers"),
+        (config.n_head, MOST_HEADS, "heads of each layer"),
+    )
+    return [f"The first {most} of {n} {name} are shown." for n, most, name in limits if n > most]
 
 
 def model_scene(
     checkpoints: list[Checkpoint], tokens_1T: Tensor, names: Names, notices: list[str]
 ) -> Json:
-    """All that the page shows of one text; `names` gives what to show for a token id."""
-    config, tokens_T = checkpoints[-1].model.config, tokens_1T[0].cpu()
-    labels, measured = [names(token) for token in tokens_T.tolist()], checkpoints[-1].measured
+    """Return all that the page shows of one text; `names` says how a token id is shown."""
+    config = checkpoints[-1].model.config
+    on_probes = checkpoints[-1].measured.uniform
+    tokens_T = tokens_1T[0].cpu()
+    alike_TT = uniform(len(tokens_T))
+    on_text = {name: score(alike_TT, tokens_T) for name, score in SCORES.items()}
+    labels = [names(token) for token in tokens_T.tolist()]
     axes = {"queries": labels, "keys": labels, "causal": True, "scale": math.sqrt(config.head_dim)}
-    alike = uniform(len(tokens_T))
-    baselines = {n: [float(f(alike, tokens_T)), measured.uniform[n]] for n, f in SCORES.items()}
     return {
         "name": "Your model",
         "about": "Each row of a map is a token's query, each column a token's key. Click a cell "
-        "for the numbers behind it; arrow keys move it. Point at a token: filled is what it reads, "
-        "underlined is what reads it.",
+        "for the numbers behind it; arrow keys move to its neighbours. Point at a token: those "
+        "that it attends to are filled, those that attend to it are underlined.",
         "rows": [f"layer {n}" for n in range(min(config.n_layer, MOST_LAYERS))],
         "axes": [axes],
         "ids": tokens_T.tolist(),
-        "uniform": {name: list(map(number, pair)) for name, pair in baselines.items()},
+        "uniform": {name: [number(on_text[name]), number(on_probes[name])] for name in SCORES},
         "scores": NAMES,
         "temperatures": TEMPERATURES,
         "notices": notices,
@@ -75,37 +78,41 @@ def model_scene(
 
 
 def frame(checkpoint: Checkpoint, tokens_1T: Tensor, names: Names) -> Json:
-    """One checkpoint's heads and predictions on the text."""
-    model, measured = checkpoint.model, checkpoint.measured
-    kept, tokens_T = record(model, tokens_1T), tokens_1T[0].cpu()
-    truth_T = tokens_T.roll(-1)
-    truth_T[-1] = -1  # nobody knows what comes next
-    of_heads = (kept.q_LBHTD, kept.k_LBHTD, kept.v_LBHTD, kept.weights_LBHTS, kept.heads_LBHTD)
+    """Return one checkpoint's heads and predictions on the text."""
+    kept = record(checkpoint.model, tokens_1T)
+    of_heads = (kept.q_LBHTD, kept.k_LBHSD, kept.v_LBHSD, kept.weights_LBHTS, kept.y_LBHTD)
+    tokens_T = tokens_1T[0].cpu()
     weights_LHTT = kept.weights_LBHTS[:, 0].cpu()
     on_text = {name: score(weights_LHTT, tokens_T) for name, score in SCORES.items()}
-    costs_LHT = costs(model, tokens_1T)[:, :, 0]
+    costs_LHN = costs(checkpoint.model, tokens_1T)[:, :, 0]
+    truth_T = tokens_T.roll(-1)
+    truth_T[-1] = -1  # nobody knows what comes next
     panels = [
-        {"row": layer, "name": f"layer {layer}, head {head}", "axes": 0}
-        | tensors(*(tensor[layer, 0, head] for tensor in of_heads), causal=True)
-        | opinions(layer, head, on_text, measured)
-        | {"costs": packed(costs_LHT[layer, head])}
-        for layer, head in shown_heads(model.config)
+        {
+            "row": layer,
+            "name": f"layer {layer}, head {head}",
+            "axes": 0,
+            **tensors(*(tensor[layer, 0, head] for tensor in of_heads), causal=True),
+            **opinions(layer, head, on_text, checkpoint.measured),
+            "costs": packed(costs_LHN[layer, head]),
+        }
+        for layer, head in shown_heads(checkpoint.model.config)
     ]
     return {
         "step": checkpoint.step,
         "panels": panels,
-        "copyLoss": number(measured.copy_loss),
+        "copyLoss": number(checkpoint.measured.copy_loss),
         **predictions(kept.logits_BTV[0], truth_T, names),
     }
 
 
 def opinions(layer: int, head: int, on_text: dict[str, Tensor], measured: Measured) -> Json:
-    """A head's scores, on this text and on the probes, its label, and what it is worth."""
+    """Return a head's scores on this text and on the probes, its label, and what it is worth."""
     key, why = label(layer, head, measured)
-    scores: dict[str, Any] = {
-        name: [number(float(t[layer, head])) for t in (on_text[name], measured.score(name))]
-        for name in SCORES
+    pairs = {name: (on_text[name], measured.score(name)) for name in SCORES}
+    return {
+        "label": key,
+        "why": why,
+        "scores": {name: [number(t[layer, head]) for t in pair] for name, pair in pairs.items()},
+        "worth": [number(cost) for cost in costs_of(layer, head, measured)],
     }
-    worth = (measured.cost_written_LH, measured.cost_copied_LH)
-    costs = [number(float(cost_LH[layer, head])) for cost_LH in worth]
-    return {"label": key, "why": why, "scores": scores, "worth": costs}

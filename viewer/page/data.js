@@ -1,11 +1,11 @@
 "use strict";
-// What the page was given, and what of it is looked at.
+// The scenes that the page was given, and what is in view.
 
 const $ = (id) => document.getElementById(id);
 const scenes = JSON.parse($("data").textContent).map(prepare);
 const state = {
   scene: scenes[1], frame: null, panel: null, // a frame is a checkpoint, a panel is a head
-  row: 0, column: 0, // the chosen query and key
+  row: 0, column: 0, // the query and key in view
   hover: null, // {i, j} under the pointer
   pinned: [], view: "map", transposed: false, side: "numbers",
   temperature: 1, topK: 0, topP: 1, score: "previous",
@@ -17,20 +17,20 @@ function prepare(scene) {
   return scene;
 }
 
-// Base64 -> the float32 numbers that the model computed
+// Base64 -> float32 numbers, as the model computed them
 function floats(base64) {
   const text = atob(base64), bytes = new Uint8Array(text.length);
   for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
   return new Float32Array(bytes.buffer);
 }
 
-// A tensor of a panel (w, q, k, v, o) or a frame, decoded when it is first needed
+// A tensor of a panel (w, q, k, v, o) or a frame, decoded when needed
 function tensor(holder, name) {
   holder.decoded ??= {};
   return (holder.decoded[name] ??= floats(holder[name]));
 }
 
-// Row n of a tensor with so many rows
+// Row n of a tensor that has `rows` rows
 function row(holder, name, n, rows) {
   const all = tensor(holder, name), width = all.length / rows;
   return Array.from(all.subarray(n * width, (n + 1) * width));
@@ -43,7 +43,7 @@ function weight(panel, i, j) {
   return isMasked(panel, i, j) ? 0 : tensor(panel, "w")[start + j];
 }
 
-// A new element; texts among its children become text nodes, never HTML
+// A new element; its texts become text nodes, never HTML
 function el(tag, { style, data, ...properties }, ...children) {
   const node = Object.assign(document.createElement(tag), properties);
   Object.assign(node.style, style);
@@ -66,12 +66,12 @@ const heading = (text) => el("h3", {}, text);
 const swatch = (name, text) => el("span", {},
   el("span", { className: "swatch", style: { background: `var(--${name})` } }), text);
 
-const range = (n) => Array.from({ length: n }, (_, i) => i);
+const range = (n) => [...Array(n).keys()];
 const sum = (numbers) => numbers.reduce((a, b) => a + b, 0);
 const mean = (numbers) => sum(numbers) / Math.max(1, numbers.length);
 const quoted = (token) => `“${token}”`;
 
-// 0.25 -> "0.2500"; without `digits` very large and very small numbers get an exponent
+// 0.25 -> "0.2500", 1e-6 -> "1.00e−6"; with `digits` = 2, 0.25 -> "0.25"
 function show(number, digits) {
   if (number === null || Number.isNaN(number)) return "–";
   const size = Math.abs(number), far = !digits && size && (size >= 1e5 || size < 5e-5);
@@ -80,7 +80,7 @@ function show(number, digits) {
 
 const signed = (number, digits = 3) => (number > 0 ? "+" : "") + show(number, digits);
 
-// Rows of texts or elements; rows `chosen` and `total` stand out
+// Rows of texts or elements; rows `chosen` and `total` are marked
 function table(head, rows, chosen = -1, total = -1) {
   const line = (tag) => (cells, n) => el("tr", { className: n === chosen ? "chosen" : n === total ? "sum" : "" },
     ...cells.map((cell) => el(tag, {}, cell)));

@@ -5,7 +5,7 @@ const rgb = (hex) => [1, 3, 5].map((n) => parseInt(hex.slice(n, n + 2), 16));
 const pixel = ([r, g, b]) => (255 << 24) | (b << 16) | (g << 8) | r;
 const inkOn = ([r, g, b]) => (0.3 * r + 0.6 * g + 0.1 * b > 110 ? "#111" : "#fff");
 
-// 256 colours from weight 0 to weight 1, of all heads; square roots let weak weights show
+// 256 colours for weights from 0 to 1 in all heads; square roots let weak ones show
 let colours, pixels, masked;
 const level = (weight) => Math.round(255 * Math.sqrt(Math.min(1, weight)));
 function readColours() {
@@ -43,8 +43,8 @@ function bitmap(panel) {
 
 const sides = ({ axis }) => (state.transposed ? [axis.keys, axis.queries] : [axis.queries, axis.keys]);
 const focused = () => state.hover ?? { i: state.row, j: state.column };
-const place = ({ i, j }) => (state.transposed ? [i, j] : [j, i]); // x, y; and back
-const LEFT = 84, TOP = 76; // what names need beside a map
+const place = ({ i, j }) => (state.transposed ? [i, j] : [j, i]); // x, y of a cell, or i, j of x, y
+const LEFT = 84, TOP = 76; // pixels for the names beside a map
 
 const short = (name, most) => (name.length > most ? `${name.slice(0, most - 1)}…` : name);
 
@@ -72,7 +72,7 @@ function drawMap(canvas) {
   outline({ i: state.row, j: state.column }, "seen", 2.5);
 }
 
-// The tokens on both sides; where they do not fit, those in focus
+// Names on both sides of a map; if they do not fit, those in focus
 function drawNames(context, cell, down, across) {
   const [x, y] = place(focused()), fits = cell >= 9, size = fits ? Math.min(12, cell) : 12;
   const write = (name, isFocus, dx, dy, angle) => {
@@ -102,7 +102,7 @@ function drawWeights(context, panel, cell) {
   });
 }
 
-const FAINT = 0.02; // a thinner line would not be seen
+const FAINT = 0.02; // lines below it could not be seen
 
 // Queries on the left, keys on the right
 function drawLines(panel, width, height) {
@@ -128,7 +128,7 @@ function drawLines(panel, width, height) {
     ...names(keys, to + 8, "start", self ? both : (j) => ({ i: -1, j })));
 }
 
-// Curves against steps, each [kind, [[x, y], ...]]; `level` of uniform attention, `now` a step
+// Curves [[kind, [[step, y], ...]], ...]; lines mark the step `now` and a `level`
 function chart(curves, { level = null, now, top = null }) {
   const points = curves.flatMap(([, all]) => all), [W, H, left] = [390, 132, 34];
   const last = Math.max(1, ...points.map(([x]) => x)), most = top ?? Math.max(1e-9, ...points.map(([, y]) => y));

@@ -1,12 +1,12 @@
-// A box for a text, which visualize.py shows to the model.
+// A box to type a text in, which visualize.py runs the model on.
 
-const typed = el("textarea", { placeholder: "type a text", rows: 1, spellcheck: false });
+const typed = el("textarea", { placeholder: "Type a text", rows: 1, spellcheck: false });
 let waiting = null;
 
 async function ask() {
-  const text = typed.value, body = JSON.stringify({ text });
-  const reply = await fetch("/", { method: "POST", body }).catch(() => null);
-  if (text !== typed.value) return; // a newer one is under way
+  const text = typed.value;
+  const reply = await fetch("/", { method: "POST", body: text }).catch(() => null);
+  if (text !== typed.value) return; // a newer text is on its way
   const scene = reply ? await reply.json() : { error: "visualize.py has stopped: start it again." };
   if (scene.error) return ($("notices").textContent = scene.error);
   const { frames } = state.scene, isOpen = state.scene === scenes[1];
@@ -16,6 +16,6 @@ async function ask() {
 
 typed.oninput = () => {
   clearTimeout(waiting);
-  waiting = setTimeout(ask, 150); // ms without a key
+  waiting = setTimeout(ask, 150); // ms after the last key
 };
 $("text").before(el("form", {}, typed));

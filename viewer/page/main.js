@@ -4,7 +4,7 @@ const ARROWS = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], Arrow
 const badge = (label) => label[0].toUpperCase();
 const inside = (n, length) => Math.max(0, Math.min(length - 1, n));
 
-// Tab reaches the chosen one of a group; arrow keys call `go` with a step down and right
+// Tab goes to the chosen one of a group; arrow keys call `go(down, right)`
 function member(key, isChosen, go, properties) {
   const onkeydown = (event) => {
     if (!ARROWS[event.key]) return;
@@ -21,7 +21,7 @@ function update(changes) {
   if (key) document.querySelector(`[data-key=${key}][tabindex="0"]`)?.focus();
 }
 
-// A row and the key that it reads most
+// Choose a query, and the key that it attends to most
 function choose(i) {
   const keys = range(state.panel.axis.keys.length), w = (j) => weight(state.panel, i, j);
   update({ row: i, column: keys.reduce((best, j) => (w(j) > w(best) ? j : best), 0) });
@@ -32,7 +32,7 @@ function choosePanel(panel) {
   update({ panel, row: inside(state.row, queries.length), column: inside(state.column, keys.length) });
 }
 
-// Another checkpoint, with the heads that were in view
+// Another checkpoint, with the same heads in view
 function turnTo(frame) {
   const at = (old) => frame.panels[state.frame.panels.indexOf(old)];
   return { frame, panel: at(state.panel), pinned: state.pinned.map(at) };
@@ -97,7 +97,7 @@ function renderText() {
   shade();
 }
 
-// Filled: where the query in focus looks. Underlined: who looks at the key in focus.
+// Fill what the query in focus attends to; underline what attends to the key in focus
 function shade() {
   const { i, j } = focused(), { panel } = state, { queries, keys } = panel.axis;
   for (const token of document.querySelectorAll("#text .token")) {
@@ -111,8 +111,8 @@ function shade() {
     token.classList.toggle("asks", kind !== "keys" && n === i);
   }
   const [asks, key] = [`${quoted(queries[i])} (${i})`, `${quoted(keys[j])} (${j})`];
-  $("readout").textContent = i < 0 || j < 0 ? "" : isMasked(panel, i, j) ? `${asks} must not see ${key}, which comes later`
-    : `${asks} looks at ${key} with weight ${show(weight(panel, i, j))}`;
+  $("readout").textContent = i < 0 || j < 0 ? "" : isMasked(panel, i, j) ? `${asks} cannot attend to ${key}, which comes later`
+    : `${asks} attends to ${key} with weight ${show(weight(panel, i, j))}`;
 }
 
 const dark = matchMedia("(prefers-color-scheme: dark)");
@@ -154,7 +154,7 @@ function renderBar() {
   $("bar").replaceChildren(el("h2", {}, panel.name),
     ...(panel.label ? [el("span", { className: "tag" }, scene.scores[panel.label][0])] : []),
     choice("view", view, [["map", "map"], ["lines", "lines"]]),
-    choice("transposed", transposed, [[false, "rows ask", "as in code"], [true, "columns ask", "as 3Blue1Brown draws it"]]),
+    choice("transposed", transposed, [[false, "queries as rows", "as in code"], [true, "as columns", "as 3Blue1Brown draws it"]]),
     el("button", { className: "switch", data: { key: "pin" }, tabIndex: 0,
       ariaPressed: pinned.includes(panel), onclick: () => pin(panel) }, "side by side"));
 }
@@ -182,7 +182,7 @@ function map(panel, cell) {
     update({ row: inside(state.row + di, queries.length), column: inside(state.column + dj, keys.length) });
   };
   return el("canvas", member("maps", panel === state.panel, go, { panel, cell, role: "img",
-    ariaLabel: `${panel.name}: arrow keys move`,
+    ariaLabel: `${panel.name}: arrow keys move the cell`,
     onpointermove: (event) => hover(at(event)), onpointerleave: () => hover(null),
     onclick: (event) => at(event) && update({ panel, row: at(event).i, column: at(event).j }) }));
 }

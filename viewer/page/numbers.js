@@ -1,4 +1,4 @@
-// Every number behind one cell, in the order in which attention computes them.
+// Every number behind a cell, in the order in which attention computes them.
 
 // softmax(q·k/√d) v for query i
 function attend(panel, i, j) {
@@ -26,24 +26,24 @@ function numbersSide() {
   const outputs = n.v.map((v, c) => [`${c}`, show(v), show(w * v), show(n.output[c]), show(model[c])]);
   const apart = Math.max(...n.output.map((value, c) => Math.abs(value - model[c])));
   return [
-    p("How much of the key ", b(quoted(keys[j])), ` (${j}) does the query `, b(quoted(queries[i])), ` (${i}) read?`),
+    p("How much does the query ", b(quoted(queries[i])), ` (${i}) attend to the key `, b(quoted(keys[j])), ` (${j})?`),
     equation("weight = e^s / Σ e^s,  s = q·k / √d"),
     heading("1 Query times key, channel by channel"),
     scroll(table(["channel", "q", "k", "q × k"], [...channels, ["sum", "", "", show(product)]], -1, d)),
     equation("q·k = ", named("product", product)),
-    note(state.scene.turned ? "q and k are normed, and turned by position." : ""),
+    note(state.scene.turned ? "q and k are normalised and rotated." : ""),
     heading(scale === 1 ? "2 No scale in this example" : "2 Divide by √d: longer vectors have larger products"),
     equation(`s = ${show(product)} / ${scale === 1 ? 1 : `√${d}`} = `, named("score", score)),
     heading("3 Mask"),
-    equation(hidden ? "The key comes after the query: s = −∞." : causal ? "The key is not later: s stays." : "None."),
+    equation(hidden ? "The key comes after the query: s = −∞." : causal ? "The key is not later: s stays as it is." : "None."),
     heading("4 Exponential, and its sum over all keys"),
     equation(`e^${hidden ? "−∞" : show(score)} = `, named("exponential", e)),
     scroll(table(["key", "s", "e^s", "weight"], asked, j)),
     equation("Σ e^s = ", named("denominator", n.denominator)),
     heading("5 Weight"),
-    equation(`${show(e)} / ${show(n.denominator)} = `, named("weight", w), ", the model's: ", named("model", weight(panel, i, j))),
-    heading("6 Weight times value; the sum over all keys is what the head reads"),
-    scroll(table(["channel", "v", "weight × v", "sum", "the model's"], outputs)),
-    note("Here in float64, in the model in float32: at most ", named("apart", apart), " apart."),
+    equation(`${show(e)} / ${show(n.denominator)} = `, named("weight", w), "; in the model ", named("model", weight(panel, i, j))),
+    heading("6 Weight times value; the head's output is the sum over all keys"),
+    scroll(table(["channel", "v", "weight × v", "sum", "in the model"], outputs)),
+    note("The page computes in float64, the model in float32: they differ by at most ", named("apart", apart), "."),
   ];
 }

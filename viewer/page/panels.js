@@ -1,6 +1,6 @@
 // Predictions, scores, heads switched off, and training.
 
-// What would be drawn from at a position: temperature, then top-k, then top-p
+// What sampling draws from: temperature, then top-k, then top-p
 function distribution(frame, at) {
   const { temperature, topK, topP, scene: { temperatures } } = state, rows = frame.truth.length, rank = frame.ranks[at];
   const logits = row(frame, "logits", at, rows), sums = row(frame, "sums", at, rows);
@@ -11,7 +11,7 @@ function distribution(frame, at) {
   if (topP < 1) {
     let before = 0, n = 0;
     while (n < kept && before < topP * mass) before += chances[n++];
-    mass = n < kept || topK ? before : Math.max(before, topP); // the rest of it lies beyond the list
+    mass = n < kept || topK ? before : Math.max(before, topP); // the rest is beyond the list
     kept = n;
   }
   const isCut = (n) => (topK > 0 || topP < 1) && n >= kept;
@@ -44,18 +44,18 @@ function nextSide() {
       table(["token", "", "probability"], frame.top[at].map((name, k) => [
         el("span", { className: k === rank ? "right" : "" }, name + (k === rank ? "  ✓" : "")),
         meter(found.chances[k], 1), show(found.chances[k])])),
-      note(isAll ? "" : `${found.kept} tokens can be drawn.`),
-      truth === null ? p("The page ends here.") : p("Right is ", b(quoted(truth)), `, the model's number ${rank + 1}: probability `,
+      note(isAll ? "" : `One of ${found.kept} tokens is drawn.`),
+      truth === null ? p("The text ends here.") : p("The right token is ", b(quoted(truth)), `, ranked ${rank + 1}: probability `,
         b(show(found.truth), "truth"), ", loss ", b(show(tensor(frame, "losses")[at]), "loss"), " nats."));
   };
   redraw();
   return [
-    p(panel.axis.self ? "After " : "In place of ", b(quoted(panel.axis.queries[at])), ` (${at}) the model expects`),
+    p(panel.axis.self ? "After " : "In place of ", b(quoted(panel.axis.queries[at])), ` (${at}) the model predicts`),
     bars,
     slider("temperature", "temperature", 0.1, 2, 0.1, redraw),
     slider("top-k", "topK", 0, listed, 1, redraw),
     slider("top-p", "topP", 0.05, 1, 0.05, redraw),
-    note("These change what it writes, not its loss."),
+    note("These change what the model writes, not its loss."),
   ];
 }
 
@@ -68,10 +68,10 @@ function scoresSide() {
   });
   return [
     p(b(panel.label ? scene.scores[panel.label][0] : "no label"), ": ", panel.why, "."),
-    table(["score", "", "here", "uniform", "probe", "uniform"], rows),
+    table(["score", "", "text", "uniform", "probe", "uniform"], rows),
     ...Object.values(scene.scores).map(([name, meaning]) => note(`${name}: ${meaning}`)),
-    note("Orange: uniform. Probe: text that the model wrote; for induction and duplicate token random tokens "
-      + "said twice, the least of several periods."),
+    note("Orange: uniform attention. Probe: text that the model wrote or, for induction and duplicate token, "
+      + "random tokens said twice: the lowest score over several periods."),
   ];
 }
 
@@ -90,7 +90,7 @@ function offSide() {
   return [
     p(`Without ${panel.name} the loss of this text goes from ${show(frame.loss)} to `, b(show(frame.loss + mean(costs)), "off"),
       ` nats per token (${signed(mean(costs))}).`),
-    note(`On text that it wrote: ${signed(panel.worth[0])}; on a copy of random tokens: ${signed(panel.worth[1])}.`),
+    note(`On text that the model wrote ${signed(panel.worth[0])}, on a copy of random tokens ${signed(panel.worth[1])}.`),
     el("div", { className: "strip" }, el("span", { className: "token soft" }, queries[0]), ...chips),
     note(swatch("worse", "harder to predict"), swatch("better", "easier")),
     scroll(table(["most changed", "with", "without", "change"], worst.map((n) =>

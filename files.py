@@ -1,0 +1,78 @@
+"""Write files completely or not at all. Any module may import this.
+
+A file is written beside its place, as NAME.partial, synced to the disk, and renamed. A process that
+is killed at any moment leaves the old file or the new one, never a part of either.
+"""
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+
+def partial(path: Path) -> Path:
+    """Return where to write a file until it is whole."""
+    return path.with_name(f"{path.name}.partial")
+
+
+@contextlib.contextmanager
+def whole(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """Open a file that appears at `path` when the block ends; after an error nothing has changed.
+
+    Text is UTF-8, and its line ends are written as they are.
+    """
+    encoding = None if "b" in mode else "utf-8"
+    newline = None if "b" in mode else "\n"
+    try:
+        with open(partial(path), mode, encoding=encoding, newline=newline) as file:
+            yield file
+            sync(file)
+        partial(path).replace(path)
+    except BaseException:  # Ctrl-C as well
+        partial(path).unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Put a text in place of what a file holds; make its folder if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole(path) as file:
+        file.write(text)
+
+
+def sync(file: IO[Any]) -> None:
+    """Wait until what was written to a file is on the disk."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder, so also its renames, are on the disk."""
+    if os.name != "posix":  # elsewhere a folder cannot be opened
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_writable(path: Path) -> None:
+    """Make the folder of a file that is to be written. Raises OSError if the file cannot be."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        way_out = "pass a file in a folder that can be written to"
+        raise OSError(f"{path} cannot be written ({error.strerror}): {way_out}") from error
+    if path.exists() and not path.is_file():  # a folder, a pipe, a device
+        raise OSError(f"{path} cannot be written, because it is not a file: pass another")
