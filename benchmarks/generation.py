@@ -17,7 +17,7 @@ from engine import report
 from engine.cli import read_toml
 from engine.device import DeviceName, find_device
 from engine.loss import LossModel
-from model import GPT, ModelConfig
+from model import GPT, ModelConfig, require
 from sampling.cache import cached_attention
 from sampling.decode import Decoder
 from sampling.load import load_model
@@ -52,8 +52,13 @@ class Sample(Output):
     device: DeviceName = "auto"
     """Device to run on."""
 
+    def __post_init__(self) -> None:
+        for peer in self.peer:
+            is_known = peer == "transformers" or peer.startswith("nanogpt=")
+            require(is_known, f"peer must be nanogpt=CHECKOUT or transformers: got {peer}")
+
     def measure(self) -> Tables:
-        """Measure the peers, then the start and the quality of a run, then the speed."""
+        """Measure the peers, then the quality and the start of a run, then the speed."""
         device = torch.device(find_device(self.device))
         kinds = available(device)
         tables: Tables = {}
@@ -63,8 +68,8 @@ class Sample(Output):
             prompts = [random_prompts(model.config, 1, length)[0] for length in self.prompts]
             tables["peers"] = peers.race(model, ours, self.peer, prompts)
         if self.run or (QUICKSTART / "config.toml").is_file():
-            tables["start"] = start_rows(self.run or QUICKSTART, device.type)
             tables["quality"] = quality(self.run or QUICKSTART, kinds, device)
+            tables["start"] = start_rows(self.run or QUICKSTART, device.type)
         tables["speed"] = [
             row for m in self.models for k in kinds for row in self.speed(m, k, device)
         ]

@@ -76,9 +76,6 @@ def our_generate(model: GPT) -> Generate:
 
 def generate_of(peer: str, ours: GPT) -> Generate:
     """Return the method of a peer, `nanogpt=CHECKOUT` or `transformers`, with our weights."""
-    name, _, checkout = peer.partition("=")
-    if (name, bool(checkout)) not in (("nanogpt", True), ("transformers", False)):
-        raise ValueError(f"peer must be nanogpt=CHECKOUT or transformers: got {peer}")
     config, state = ours.config, ours.state_dict()
     head_VC = state.pop("lm_head.weight")
     named = {f"transformer.{name.replace('blocks.', 'h.')}": w for name, w in state.items()}
@@ -95,7 +92,7 @@ def generate_of(peer: str, ours: GPT) -> Generate:
         how = {"do_sample": False, "pad_token_id": 0}
     else:
         sizes |= {"block_size": config.context_length, "dropout": 0.0, "bias": True}
-        theirs = nanogpt.build(Path(checkout), **sizes)
+        theirs = nanogpt.build(Path(peer.removeprefix("nanogpt=")), **sizes)
         how = {"top_k": 1}  # its way to be greedy
     theirs.load_state_dict(weights)
     theirs = theirs.to(ours.wte.weight.device).eval()

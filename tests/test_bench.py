@@ -546,8 +546,9 @@ def test_prompts_are_cut_to_what_leaves_room_for_the_steps(sizes: str) -> None:
 
 
 def test_a_model_is_measured_for_every_prompt_and_batch_beside_the_memorys_limit(
-    sizes: str,
+    sizes: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(generation, "READ_BYTES", 2**22)
     config = generation.Sample(models=(sizes,), prompts=(4, 16), batch_sizes=(1, 2))
     rows = config.speed(sizes, "float32", CPU)
     assert [(row["prompt"], row["batch"]) for row in rows] == [(4, 1), (4, 2), (16, 1), (16, 2)]
@@ -709,7 +710,7 @@ def test_records_are_added_and_printed_as_markdown(
         (["prepare", "--text=nowhere"], "no file or folder is named nowhere"),
         (["train", "nowhere.toml"], "nowhere.toml: No such file or directory"),
         (["sample", "--peer=nanochat"], "peer must be nanogpt=CHECKOUT or transformers"),
-        (["sample", "--run=tests"], "/tests holds no checkpoint: train one with"),
+        (["sample", "--run=tests"], "tests/config.toml: No such file or directory"),
         (["ablate", "--repeats=0"], "repeats must be at least 1: got 0"),
     ],
 )
