@@ -17,10 +17,10 @@ data/stdlib_bpe/meta.json: | $(VENV)/installed
 	$(PY) -m data.prepare stdlib --tokenizer=bpe --vocab_size=4096
 
 test: $(VENV)/installed-dev
-	$(PY) -m pytest
+	$(PY) -m pytest -n auto
 
 test-slow: $(VENV)/installed-dev
-	$(PY) -m pytest -m slow
+	$(PY) -m pytest -n auto -m slow
 
 check: $(VENV)/installed-dev
 	$(PY) -m ruff format --check .

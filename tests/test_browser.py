@@ -3,7 +3,6 @@
 import json
 import math
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -433,13 +432,14 @@ def test_what_is_typed_is_shown_and_only_its_own_server_is_asked(browser: Page):
 
 
 @pytest.mark.slow
-def test_the_largest_page_opens_in_three_seconds(browser: Page, tmp_path: Path):
+def test_the_largest_page_opens_with_all_its_maps(browser: Page, tmp_path: Path):
     model = built(0, n_layer=12, n_head=12, n_embd=24, context_length=256)
     scene = scene_of("x" * 256, judged([model]))
     for panel in scene["frames"][0]["panels"]:  # heads of 64 channels, as in GPT-2
         panel.update(dict.fromkeys("qkvo", packed(torch.rand(256, 64))))
     (tmp_path / "page.html").write_text(page.build([examples_scene(), scene]), encoding="utf-8")
     assert (tmp_path / "page.html").stat().st_size > 7e7
-    started_at = time.perf_counter()
     browser.open((tmp_path / "page.html").as_uri())
-    assert time.perf_counter() - started_at < 3
+    name, n_maps = browser.run("[state.scene.name, document.querySelectorAll('canvas').length]")
+    assert name == "Your model"
+    assert n_maps > 12 * 12  # one of them is enlarged

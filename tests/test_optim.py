@@ -182,7 +182,9 @@ def spoil(model: GPT, value: float) -> None:
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize(
-    ("name", "no"), [("adamw", NO), ("muon", NO), ("adamw", OnMac(False))], ids=str
+    ("name", "no"),
+    [("adamw", NO), ("muon", NO), ("adamw", OnMac(False))],
+    ids=["adamw", "muon", "adamw on a Mac"],
 )
 def test_a_gradient_that_is_not_finite_changes_neither_weights_nor_what_is_remembered(
     name: Any, no: Any, bad: float

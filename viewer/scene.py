@@ -12,7 +12,7 @@ from viewer.probe import Measured
 from viewer.record import costs, record
 from viewer.scores import NAMES, SCORES, uniform
 
-MOST_TOKENS = 256  # a page with this many tokens, layers and heads opens in three seconds
+MOST_TOKENS = 256  # a page with so many tokens, layers and heads opens in a few seconds
 MOST_LAYERS = MOST_HEADS = 12
 MOST_BYTES = 64e6  # of one scene; if all checkpoints would take more, fewer are shown
 
