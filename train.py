@@ -1,6 +1,5 @@
 """Train a GPT from scratch. Read `train` from top to bottom: it tells the story of a run.
 
-python train.py config/quickstart.toml --resume               # go on where it stopped
 torchrun --nproc-per-node=8 train.py config/gpt2_124m.toml    # eight GPUs
 """
 
@@ -37,6 +36,8 @@ class TrainConfig:
     """Folder for config.toml, metrics.jsonl, loss.png and the checkpoints."""
     resume: bool = False
     """Go on from the last checkpoint in out_dir."""
+    init_from: Path | None = None
+    """Folder of a run to start from: its architecture, its best weights, its tokenizer."""
     seed: int = 1337
     """Random seed for weights, data order and dropout."""
     max_steps: int = 0
@@ -113,6 +114,7 @@ def train(asked: TrainConfig, world: World, stop: StopRequest) -> None:
 
 def build(asked: TrainConfig, world: World, stop: StopRequest) -> Run:
     """Prepare a run: its data, its model, and how far it has come already."""
+    asked = resume.with_architecture(asked)
     dataset = Dataset.open(asked.data.path)
     train_T = dataset.tokens("train")
     vocab_size = dataset.fitting_vocab_size(asked.model.vocab_size)
@@ -153,8 +155,7 @@ def update(run: Run, batch: tuple[Tensor, ...]) -> None:
     numbers = HostCopy(torch.stack((mean_loss, grad_norm, stop)))
     run.log.flush(run.stop)  # the update before this one, which a GPU has finished by now
     seconds = time.perf_counter() - started_at
-    tokens_per_second = batch[0].numel() * world.size / seconds
-    speed = report.speed(world, run.model, config.precision, tokens_per_second)
+    speed = report.speed(world, run.model, config.precision, batch[0].numel() / seconds)
     rate = {"learning_rate": config.optim.learning_rate * fraction}
     run.log.update(Update(run.progress.step, seconds, numbers, rate | speed))
     if world.device.type != "cuda":
@@ -209,8 +210,7 @@ def save(run: Run, names: list[str]) -> None:
 
 def leave(run: Run) -> None:
     """Asked to stop: save, say how to go on, and exit as shells expect."""
-    has_best = math.isfinite(run.progress.best_val_loss)
-    save(run, ["last"] if has_best else ["last", "best"])  # so that sample.py finds a best one
+    save(run, ["last"] if math.isfinite(run.progress.best_val_loss) else ["last", "best"])
     run.world.wait_for_all()  # torchrun ends the others as soon as one has left
     run.log.end(run.progress.step, f"python train.py {run.config.out_dir}/config.toml --resume")
     raise SystemExit(run.stop.exit_code)

@@ -10,9 +10,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-import tiktoken
+from typing import Any
 
 from data.bpe import train_bpe
 from data.encode import encode_all
@@ -20,10 +18,19 @@ from data.format import SPLITS
 from data.sources import NAMED, Corpus
 from data.split import Scan, progress
 from data.stories import read_nats
-from data.tokenizer import GPT2_PATTERN, BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer
+from data.tokenizer import (
+    GPT2_PATTERN,
+    BPETokenizer,
+    ByteTokenizer,
+    CharTokenizer,
+    Tokenizer,
+    gpt2_ranks,
+    load_tokenizer,
+)
 from data.writer import DatasetWriter, new_dataset, reserved
 from engine.cli import Positional, parse_config, run
 
+KINDS = ("bpe", "gpt2", "byte", "char")
 BPE_VOCAB_SIZE = 4096
 BPE_TRAINING_CHARACTERS = 16_000_000  # more text hardly changes the merges, and costs memory
 
@@ -34,8 +41,8 @@ class PrepareConfig:
 
     sources: Positional[tuple[str, ...]] = ()
     """Named corpora (stdlib, shakespeare, stories), folders, or files (.txt, .jsonl, code; .gz)."""
-    tokenizer: Literal["bpe", "gpt2", "byte", "char"] = "bpe"
-    """bpe learns its merges from the text, gpt2 takes GPT-2's; byte and char have no merges."""
+    tokenizer: str = "bpe"
+    """bpe learns merges from the text, gpt2 takes GPT-2's; byte; char; or a run's folder."""
     vocab_size: int = 0
     """Size of a bpe vocabulary, counting the 256 bytes and end-of-text; 0 takes 4096."""
     out: Path | None = None
@@ -46,6 +53,9 @@ class PrepareConfig:
     def __post_init__(self) -> None:
         if not self.sources:
             raise ValueError(f"name a file, a folder or one of {', '.join(NAMED)} to prepare")
+        if self.tokenizer not in KINDS and not Path(self.tokenizer).is_dir():
+            kinds = ", ".join(KINDS)
+            raise ValueError(f"tokenizer must be {kinds} or a run's folder: got {self.tokenizer}")
         if not 0 < self.val_fraction < 1:
             raise ValueError(f"val_fraction must lie between 0 and 1: got {self.val_fraction}")
         least = ByteTokenizer.vocab_size
@@ -59,7 +69,7 @@ class PrepareConfig:
     def folder(self) -> Path:
         """Return the folder to write: books/emma.txt.gz -> data/emma_bpe."""
         stem = Path(self.sources[0]).resolve().name.split(".")[0]
-        return self.out or Path("data", f"{stem}_{self.tokenizer}")
+        return self.out or Path("data", f"{stem}_{Path(self.tokenizer).name}")
 
 
 def prepare(config: PrepareConfig) -> None:
@@ -118,18 +128,10 @@ def make_tokenizer(config: PrepareConfig, corpus: Corpus, scan: Scan) -> Tokeniz
             if len(ranks) < vocab_size - 1:
                 print(f"the text suffices for {len(ranks) + 1:,} tokens, not {vocab_size:,}")
             return BPETokenizer(ranks, kind="bpe")
+        case folder:
+            from engine import checkpoint  # imports torch, which nothing else here needs
 
-
-def gpt2_ranks() -> dict[bytes, int]:
-    """Return GPT-2's tokens with their ranks, which tiktoken downloads once, or raise OSError."""
-    try:
-        return tiktoken.get_encoding("gpt2")._mergeable_ranks
-    except OSError as error:
-        raise OSError(
-            f"GPT-2's vocabulary cannot be downloaded ({type(error).__name__}): let "
-            "TIKTOKEN_CACHE_DIR name a folder that has its two files, or use --tokenizer=bpe, "
-            "byte or char, which need no download"
-        ) from error
+            return load_tokenizer(checkpoint.load(Path(folder), "best")["tokenizer"])
 
 
 def training_sample(corpus: Corpus, scan: Scan) -> Iterator[str]:

@@ -154,6 +154,18 @@ def load_tokenizer(state: dict[str, Any]) -> Tokenizer:
     raise ValueError(f"this is no char, byte, bpe or gpt2 tokenizer: got {str(state)[:60]}")
 
 
+def gpt2_ranks() -> dict[bytes, int]:
+    """Return GPT-2's tokens with their ranks, which tiktoken downloads once, or raise OSError."""
+    try:
+        return tiktoken.get_encoding("gpt2")._mergeable_ranks
+    except OSError as error:
+        raise OSError(
+            f"GPT-2's vocabulary cannot be downloaded ({type(error).__name__}): let "
+            "TIKTOKEN_CACHE_DIR name a folder that has its two files, or use --tokenizer=bpe, "
+            "byte or char, which need no download"
+        ) from error
+
+
 def cut(text: str, longest: int = PIECE) -> list[str]:
     """Cut `text` into pieces, which together have the same GPT-2 tokens as the whole.
 

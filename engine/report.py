@@ -74,8 +74,12 @@ def announce(
         print(f"{config['out_dir']} has no checkpoint to resume: the run starts at step 0")
 
 
-def speed(world: World, model: GPT, precision: str, tokens_per_second: float) -> dict[str, float]:
-    """Return tokens/s and, on a GPU, its peak memory and its MFU if its FLOP/s are known."""
+def speed(world: World, model: GPT, precision: str, rate: float) -> dict[str, float]:
+    """Return tokens/s of all processes, from the `rate` of this one; of a GPU, memory and MFU too.
+
+    MFU is told where the GPU's FLOP/s are known.
+    """
+    tokens_per_second = rate * world.size
     found = {"tokens_per_second": tokens_per_second}
     if world.device.type != "cuda":
         return found

@@ -1,14 +1,14 @@
 """Pack and restore weights and optimizer state, and refuse to go on with a run that differs."""
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import nn
 
 from engine import checkpoint
 from engine.optim import Optimizer
-from model import GPT, require
+from model import GPT, ModelConfig, require
 
 # What a checkpoint must share with the run that goes on from it, and what messages call it
 WORDS = {"model_config": "model", "tokenizer": "tokenizer", "data": "dataset"}
@@ -23,15 +23,35 @@ class Progress:
     elapsed_seconds: float = 0.0
 
 
+def with_architecture(config: Any) -> Any:
+    """Return the config with the architecture of the run that it starts from, but its own dropout.
+
+    Raises ValueError or OSError if there is no such run.
+    """
+    if config.init_from is None or config.resume:
+        return config
+    found = checkpoint.load(config.init_from, "best")["model_config"]
+    return replace(config, model=ModelConfig(**{**found, "dropout": config.model.dropout}))
+
+
 def restore(
     config: Any, dataset: dict[str, Any], model: GPT, optimizers: list[Optimizer]
 ) -> Progress:
     """Load the last checkpoint if config.resume, unless the run was killed before its first.
 
-    Raises ValueError if the checkpoint is of another model or dataset, or of a later step.
+    A run that begins may take the weights of another. Raises ValueError if a checkpoint is of
+    another model, tokenizer or dataset, or of a later step.
     """
     has_begun = (config.out_dir / "config.toml").exists()
     if not config.resume or (has_begun and not checkpoint.has_last(config.out_dir)):
+        if config.init_from is not None:
+            state = checkpoint.load(config.init_from, "best")
+            is_same = state["tokenizer"] == dataset["tokenizer"]
+            way_out = f"prepare the data with --tokenizer={config.init_from}"
+            require(
+                is_same, f"the dataset has another tokenizer than {config.init_from}: {way_out}"
+            )
+            model.load_state_dict(state["model"])
         return Progress()
     state = checkpoint.load(config.out_dir, "last")
     for what, asked in {**dataset, "model_config": asdict(model.config)}.items():

@@ -26,9 +26,10 @@ def load_model(out_dir: Path, name: str = "best", device: DeviceName = "auto") -
     state = checkpoint.load(out_dir, name)
     model = GPT(ModelConfig(**state["model_config"]), cached_attention)
     model.load_state_dict(state["model"])
+    splits = state["data"].values()  # none are known of a model that was imported
     return Trained(
         model=model.to(find_device(device)).eval(),
         tokenizer=load_tokenizer(state["tokenizer"]),
-        starts_documents=any(split["documents"] > 1 for split in state["data"].values()),
+        starts_documents=not splits or any(split["documents"] > 1 for split in splits),
         step=state["step"],
     )

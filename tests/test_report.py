@@ -165,7 +165,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> World:
 def test_half_of_the_peak_of_eight_gpus_is_a_utilisation_of_a_half(gpus: World):
     model = on_meta(**GPT2_124M)
     tokens_per_second = 0.5 * 8 * 312e12 / flops_per_token(model)
-    found = report.speed(gpus, model, "bfloat16", tokens_per_second)
+    found = report.speed(gpus, model, "bfloat16", tokens_per_second / gpus.size)
     assert found == {
         "tokens_per_second": tokens_per_second,
         "peak_memory_bytes": 7,

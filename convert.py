@@ -1,0 +1,84 @@
+"""Carry models between this project and others.
+
+    python convert.py export --out_dir=out/quickstart --to=models/quickstart
+    python convert.py export --out_dir=out/quickstart --to=models/quickstart.gguf --type=q8_0
+    python convert.py import models/gpt2 --out_dir=out/gpt2
+
+`export` writes a folder that transformers, vLLM and others open, or a GGUF file for llama.cpp and
+Ollama. `import` makes a run's folder of another project's checkpoint, which is sampled, scored,
+visualised and trained further like any other.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from engine import checkpoint, cli
+from exchange import foreign, gguf_file, hub_folder
+from exchange.gguf_file import GGUFType
+from model import ModelConfig, require
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """Write a run's model in the form of another project."""
+
+    out_dir: Path = Path("out/quickstart")
+    """Folder of the run."""
+    checkpoint: Literal["best", "last"] = "best"
+    """Take the checkpoint with the lowest validation loss, or the newest."""
+    to: Path
+    """Folder to write, in the form of the Hugging Face hub; or a file that ends in .gguf."""
+    type: GGUFType = "f32"
+    """Type of the matrices in a .gguf file."""
+    license: str = ""
+    """Licence to name in the model card, such as mit; none is claimed without it."""
+
+    def run(self) -> None:
+        state = checkpoint.load(self.out_dir, self.checkpoint)
+        if self.to.suffix == ".gguf":
+            gguf_file.export(state, self.to, self.type)
+            print(f"written to {self.to}, with a Modelfile for Ollama beside it")
+        else:
+            hub_folder.export(state, self.to, self.license)
+            print(f"written to {self.to}: for transformers, vLLM and others")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Import:
+    """Make a run's folder of another project's checkpoint."""
+
+    source: cli.Positional[Path]
+    """A folder of GPT2LMHeadModel or Qwen3ForCausalLM, nanoGPT's ckpt.pt, or llm.c's model.bin."""
+    out_dir: Path
+    """Folder to write."""
+    data: Path | None = None
+    """Prepared dataset whose tokenizer the model has, if the checkpoint does not tell it."""
+
+    def run(self) -> None:
+        state = foreign.read(self.source, self.data)
+        config = ModelConfig(**state["model_config"])
+        text = f"[model]\n{cli.dump_config(config)}"
+        checkpoint.open_folder(self.out_dir, text, resume=False)
+        added = {"config": text, "elapsed_seconds": 0.0, "optimizers": []}
+        checkpoint.save(self.out_dir, state | added, ["last", "best"])
+        print(f'next: python sample.py --out_dir={self.out_dir} --prompt="..."')
+
+
+COMMANDS = {"export": Export, "import": Import}
+
+
+def main() -> None:
+    """Do what the first argument says."""
+    command, *arguments = sys.argv[1:] or ["--help"]
+    if command in ("--help", "-h"):
+        print(__doc__)
+        return
+    names = " or ".join(COMMANDS)
+    require(command in COMMANDS, f"convert.py knows {names}: got {command}; see --help")
+    cli.parse_config(COMMANDS[command], arguments).run()
+
+
+if __name__ == "__main__":
+    cli.run(main)

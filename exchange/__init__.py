@@ -1,0 +1,1 @@
+"""Our checkpoints <-> the formats of the ecosystem."""

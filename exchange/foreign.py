@@ -1,0 +1,103 @@
+"""Other projects' checkpoints of GPT-2: nanoGPT's ckpt.pt and llm.c's model.bin."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.loader import Dataset
+from data.tokenizer import BPETokenizer, Tokenizer, gpt2_ranks
+from exchange import hub_folder, names
+from model import ModelConfig, require
+
+GPT2_VOCAB_SIZE = 50257
+LLMC_HEADER = 256  # numbers of 4 bytes
+LLMC_MAGIC = 20240326
+LLMC_TYPES = {3: "<f4", 5: "<u2"}  # by version; bfloat16 is the upper half of a float32
+LLMC_LAYERS = ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj")
+
+
+def read(source: Path, data: Path | None) -> dict[str, Any]:
+    """Return the checkpoint in a folder or a file, as ours. Raises ValueError if it is unknown."""
+    if source.is_dir():
+        require(data is None, "a folder has its own tokenizer: leave out --data")
+        return hub_folder.read(source)
+    if not source.is_file():
+        raise FileNotFoundError(f"{source} is no folder or file: pass one that holds a checkpoint")
+    with open(source, "rb") as file:
+        start = np.frombuffer(file.read(4), "<i4").tolist()
+    config, weights = read_llmc(source) if start == [LLMC_MAGIC] else read_nanogpt(source)
+    tokenizer = find_tokenizer(config.vocab_size, data)
+    return hub_folder.without_padding(config, weights, tokenizer) | hub_folder.UNKNOWN
+
+
+def find_tokenizer(vocab_size: int, data: Path | None) -> Tokenizer:
+    """Return the tokenizer of a dataset, or GPT-2's. Raises ValueError if it does not fit."""
+    if data is not None:
+        return Dataset.open(data).tokenizer
+    require(
+        vocab_size >= GPT2_VOCAB_SIZE,
+        f"the checkpoint does not tell its {vocab_size} tokens: prepare its text again by "
+        "data.prepare, and pass --data=DATASET",
+    )
+    return BPETokenizer(gpt2_ranks(), kind="gpt2")
+
+
+def read_nanogpt(path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
+    """Read what nanoGPT's train.py saves, without running code that may be in it."""
+    try:
+        with warnings.catch_warnings(action="ignore"):  # the sentence below says it all
+            found = torch.load(path, map_location="cpu", weights_only=True)
+        sizes, theirs = found["model_args"], found["model"]
+        config = ModelConfig(
+            vocab_size=sizes["vocab_size"],
+            context_length=sizes["block_size"],
+            n_layer=sizes["n_layer"],
+            n_head=sizes["n_head"],
+            n_embd=sizes["n_embd"],
+            dropout=sizes["dropout"],
+        ).sized()
+    except Exception as error:  # a made-up file can fail in any way
+        raise ValueError(
+            f"{path} is refused: it must be nanoGPT's ckpt.pt, with tensors and plain values only"
+        ) from error
+    state: dict[str, Tensor] = {}
+    for name, tensor in theirs.items():
+        ours = name.removeprefix("_orig_mod.").removeprefix("transformer.")
+        if not ours.endswith(names.IGNORED):
+            state[ours.replace("h.", "blocks.", 1) if ours.startswith("h.") else ours] = tensor
+    if not sizes["bias"]:  # a bias of 0 is none
+        for name, shape in names.shapes_of(config).items():
+            if name.endswith(".bias") and name not in state:
+                state[name] = torch.zeros(shape)
+    print("nanoGPT's GELU is the exact one, ours is GPT-2's: the losses differ a little")
+    return config, names.checked(config, state)
+
+
+def read_llmc(path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
+    """Read llm.c's format: a header, then the tensors of all layers, one kind after another."""
+    header_H = np.fromfile(path, "<i4", LLMC_HEADER)
+    require(len(header_H) == LLMC_HEADER, f"{path} is too short for llm.c's header")
+    _, version, T, V, L, H, C, padded_V = header_H[:8].tolist()
+    require(version in LLMC_TYPES, f"llm.c's version must be 3 or 5: got {version}")
+    config = ModelConfig(vocab_size=V, context_length=T, n_layer=L, n_head=H, n_embd=C).sized()
+    shapes = names.shapes_of(config) | {"wte.weight": (padded_V, C)}
+    order = ["wte.weight", "wpe.weight"]
+    for layer in LLMC_LAYERS:
+        for kind in ("weight", "bias"):
+            order += [f"blocks.{i}.{layer}.{kind}" for i in range(L)]
+    order += ["ln_f.weight", "ln_f.bias"]
+    numbers_N = np.fromfile(path, LLMC_TYPES[version], offset=4 * LLMC_HEADER)
+    expected = sum(int(np.prod(shapes[name])) for name in order)
+    require(
+        len(numbers_N) == expected, f"{path} must hold {expected} numbers: got {len(numbers_N)}"
+    )
+    if version == 5:
+        numbers_N = (numbers_N.astype("<u4") << 16).view("<f4")
+    pieces = torch.from_numpy(numbers_N).split([int(np.prod(shapes[name])) for name in order])
+    state = {name: piece.view(shapes[name]) for name, piece in zip(order, pieces, strict=True)}
+    state["wte.weight"] = state["wte.weight"][:V]
+    return config, names.checked(config, state)

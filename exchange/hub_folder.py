@@ -1,0 +1,144 @@
+"""A folder in the form of the Hugging Face hub: config, weights, tokenizer, model card.
+
+config.json, generation_config.json     what transformers, vLLM and others build
+model.safetensors                       weights, under the hub's names
+tokenizer.json, tokenizer_config.json   text <-> token ids
+README.md                               the model card
+"""
+
+import contextlib
+import json
+import math
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import files
+from data.tokenizer import END_OF_TEXT, Tokenizer, load_tokenizer
+from exchange import architecture, card, names, vocabulary
+from model import ModelConfig, require
+
+OURS = "glassgpt"  # in config.json, what only this project knows of a model:
+ABOUT = ("step", "best_val_loss", "data")
+UNKNOWN: dict[str, Any] = {"step": 0, "best_val_loss": None, "data": {}}  # of another project's
+INDEX = "model.safetensors.index.json"  # of weights in several files
+
+
+def export(state: dict[str, Any], folder: Path, license: str) -> None:
+    """Write the folder of a checkpoint. Raises FileExistsError if there is one already."""
+    tokenizer = load_tokenizer(state["tokenizer"])
+    state = state | without_padding(ModelConfig(**state["model_config"]), state["model"], tokenizer)
+    config, weights = ModelConfig(**state["model_config"]), state["model"]
+    about = {key: state[key] for key in ABOUT}
+    if about["best_val_loss"] == math.inf:  # a run that was stopped before it evaluated
+        about["best_val_loss"] = None
+    texts = {
+        "config.json": as_json(architecture.to_json(config, tokenizer) | {OURS: about}),
+        "generation_config.json": as_json(generation(tokenizer)),
+        "tokenizer.json": as_json(vocabulary.to_json(tokenizer)),
+        "tokenizer_config.json": as_json(tokenizer_config(tokenizer, config.context_length)),
+        "README.md": card.card(config, weights, about, license),
+    }
+    with whole_folder(folder) as partial:
+        for name, text in texts.items():
+            files.write_text(partial / name, text)
+        save_file(names.to_hub(config, weights), partial / "model.safetensors", {"format": "pt"})
+
+
+@contextlib.contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Fill a folder that appears when the block ends; after an error there is none.
+
+    Raises FileExistsError if there is one already.
+    """
+    if folder.exists():
+        raise FileExistsError(f"{folder} is there already: remove it, or pass another")
+    partial = files.partial(folder)
+    shutil.rmtree(partial, ignore_errors=True)  # what a killed process left
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        partial.replace(folder)
+    except BaseException:  # Ctrl-C as well
+        shutil.rmtree(partial)
+        raise
+
+
+def without_padding(
+    config: ModelConfig, weights: dict[str, Tensor], tokenizer: Tokenizer
+) -> dict[str, Any]:
+    """Return a checkpoint's model, whose embeddings and head end with the tokens that there are."""
+    n = tokenizer.vocab_size
+    require(n <= config.vocab_size, f"the tokenizer has {n} tokens, the model {config.vocab_size}")
+    cut = {name: weights[name][:n] for name in ("wte.weight", "lm_head.weight")}
+    return {
+        "model_config": asdict(replace(config, vocab_size=n)),
+        "tokenizer": tokenizer.state(),
+        "model": weights | cut,
+    }
+
+
+def as_json(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+def generation(tokenizer: Tokenizer) -> dict[str, Any]:
+    return dict.fromkeys(("bos_token_id", "eos_token_id"), tokenizer.end_of_text)
+
+
+def tokenizer_config(tokenizer: Tokenizer, context_length: int) -> dict[str, Any]:
+    """Return tokenizer_config.json.
+
+    It names the class, as transformers would else take that of the model, which has other rules.
+    """
+    config: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": context_length,
+        "clean_up_tokenization_spaces": False,
+    }
+    if tokenizer.end_of_text is not None:
+        config |= {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT}
+    return config
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """Return the checkpoint of a folder. Raises ValueError if this project has no such model."""
+    found = read_json(folder / "config.json")
+    try:
+        config = architecture.from_json(found)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{folder / 'config.json'} is damaged: {error!r}") from error
+    tokenizer = vocabulary.from_json(read_json(folder / "tokenizer.json"))
+    about = {OURS: UNKNOWN, **found}[OURS]
+    weights = names.from_hub(config, read_weights(folder))
+    return without_padding(config, weights, tokenizer) | {key: about[key] for key in ABOUT}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    require(isinstance(found, dict), f"{path} must hold an object: got {str(found)[:60]}")
+    return found
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """Return the tensors of one file or of many. Raises ValueError if a file is damaged."""
+    shards = {"model.safetensors"}
+    if (folder / INDEX).exists():
+        shards = set(map(str, read_json(folder / INDEX)["weight_map"].values()))
+    weights: dict[str, Tensor] = {}
+    for shard in sorted(shards):
+        require(Path(shard).name == shard, f"{INDEX} names {shard}, which is not in the folder")
+        try:
+            weights |= load_file(folder / shard)
+        except SafetensorError as error:
+            raise ValueError(f"{folder / shard} is damaged: {error}") from error
+    return weights

@@ -1,0 +1,441 @@
+"""What convert.py writes is opened by the libraries that it is for, and comes back the same."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import convert
+from data.bpe import train_bpe
+from data.prepare import PrepareConfig, prepare
+from data.tokenizer import GPT2_PATTERN, BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer
+from exchange import hub_folder, vocabulary
+from helpers import TINY, run_here, train_here, words, write_dataset
+from model import GPT, ModelConfig
+from sampling.load import load_model
+
+transformers = pytest.importorskip("transformers")
+FORMS = {
+    "gpt2": {"architecture": "gpt2"},
+    "gpt2, padded": {"architecture": "gpt2", "padding": 7},
+    "modern, untied": {"architecture": "modern", "tie_embeddings": False},
+    "modern, tied": {"architecture": "modern"},
+    "modern, grouped": {"architecture": "modern", "n_kv_head": 2, "rope_theta": 123.0},
+}
+
+
+def tokenizers() -> dict[str, Tokenizer]:
+    text = words(160, "aeionrstlmé…")
+    return {
+        "bpe": learned(text),
+        "byte": ByteTokenizer(),
+        "char": CharTokenizer(text + "é日😀\n", with_end_of_text=True),
+        "char, no end": CharTokenizer(text, with_end_of_text=False),
+    }
+
+
+def learned(text: str) -> BPETokenizer:
+    return BPETokenizer(train_bpe([text], 400, GPT2_PATTERN), kind="bpe")
+
+
+def state_of(tokenizer: Tokenizer, padding: int = 0, **changes: Any) -> dict[str, Any]:
+    """Return a checkpoint of a random model."""
+    torch.manual_seed(0)
+    sizes = {"n_layer": 2, "n_head": 4, "n_embd": 32, "context_length": 48, **changes}
+    model = GPT(ModelConfig(vocab_size=tokenizer.vocab_size + padding, **sizes))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, mean=float(parameter.ndim == 1), std=0.3)
+    split = {"documents": 3, "tokens": 900, "bytes": 2000}
+    return {
+        "step": 7,
+        "best_val_loss": 1.5,
+        "data": {"train": split, "val": split},
+        "model_config": vars(model.config),
+        "tokenizer": tokenizer.state(),
+        "model": model.state_dict(),
+    }
+
+
+@pytest.mark.parametrize("name", tokenizers())
+@pytest.mark.parametrize("form", FORMS)
+@torch.no_grad()
+def test_transformers_opens_the_folder_and_computes_our_logits(
+    form: str, name: str, tmp_path: Path
+):
+    tokenizer = tokenizers()[name]
+    state = state_of(tokenizer, **FORMS[form])
+    hub_folder.export(state, tmp_path / "model", license="")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
+    their_tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
+    ours = GPT(ModelConfig(**state["model_config"])).eval()
+    ours.load_state_dict(state["model"])
+    tokens = tokenizer.encode(words(20, "aeionrstlm"))[:20]
+    assert their_tokenizer(tokenizer.decode(tokens))["input_ids"] == tokens
+    prompt_1T = torch.tensor([tokens])
+    logits_1TV = ours(prompt_1T)[..., : tokenizer.vocab_size]
+    torch.testing.assert_close(theirs(prompt_1T).logits, logits_1TV, atol=1e-4, rtol=0)
+    greedy: dict[str, Any] = {"max_new_tokens": 20, "do_sample": False, "pad_token_id": 0}
+    greedy |= {"eos_token_id": None, "attention_mask": torch.ones_like(prompt_1T)}
+    found = theirs.generate(prompt_1T, **greedy)[0].tolist()
+    for _ in range(20):
+        logits_V = ours(torch.tensor([tokens]))[0, -1, : tokenizer.vocab_size]
+        tokens = [*tokens, int(logits_V.argmax())]
+    assert found == tokens
+
+
+def random_text(rng: random.Random) -> str:
+    kinds = ("abc de\n\t  '", "éß日本語😀\u0301", "0123 .,;!?'s'll", "\u00a0\u2003\r\n\0\x7f\ufeff")
+    return "".join(rng.choice(rng.choice(kinds)) for _ in range(rng.randint(0, 60)))
+
+
+@pytest.mark.parametrize("name", ["bpe", "byte"])
+def test_their_tokenizer_has_our_ids_for_random_strings_and_back(name: str):
+    tokenizer = tokenizers()[name]
+    theirs = library(tokenizer)
+    rng = random.Random(0)
+    for _ in range(2000):
+        text = random_text(rng)
+        tokens = tokenizer.encode(text)
+        assert theirs.encode(text).ids == tokens
+        assert theirs.decode(tokens) == text
+
+
+def library(tokenizer: Tokenizer) -> Any:
+    """Return the tokenizer of the `tokenizers` library."""
+    from tokenizers import Tokenizer as Theirs
+
+    return Theirs.from_str(json.dumps(vocabulary.to_json(tokenizer)))
+
+
+@pytest.mark.parametrize("name", ["bpe", "byte"])
+def test_their_tokenizer_has_our_ids_for_every_code_point(name: str):
+    tokenizer = tokenizers()[name]
+    theirs = library(tokenizer)
+    points = [point for point in range(0x110000) if not 0xD800 <= point < 0xE000]
+    for first in range(0, len(points), 4000):
+        text = " a".join(map(chr, points[first : first + 4000]))
+        assert theirs.encode(text).ids == tokenizer.encode(text), hex(points[first])
+
+
+@pytest.mark.parametrize("name", tokenizers())
+@pytest.mark.parametrize("form", FORMS)
+def test_what_was_exported_and_imported_is_exported_to_the_same_bytes(
+    form: str, name: str, tmp_path: Path
+):
+    state = state_of(tokenizers()[name], **FORMS[form])
+    hub_folder.export(state, tmp_path / "first", license="mit")
+    hub_folder.export(hub_folder.read(tmp_path / "first"), tmp_path / "second", license="mit")
+    assert contents(tmp_path / "first") == contents(tmp_path / "second")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+# --- What others wrote ----------------------------------------------------------------------------
+
+
+def gpt2_of_transformers(**changes: Any) -> Any:
+    torch.manual_seed(0)
+    sizes = {"n_positions": 48, "n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 50257}
+    return transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes | changes)).eval()
+
+
+def save_gpt2(model: Any, folder: Path, tokenizer: Tokenizer, **options: Any) -> Path:
+    """Save a model as transformers does, with a tokenizer.json of the same vocabulary."""
+    model.save_pretrained(folder, **options)
+    (folder / "tokenizer.json").write_text(json.dumps(vocabulary.to_json(tokenizer)))
+    return folder
+
+
+def imported(source: Path, out_dir: Path, *flags: object) -> Any:
+    assert (
+        run_here(convert.main, "convert.py", "import", source, f"--out_dir={out_dir}", *flags) == 0
+    )
+    return load_model(out_dir, "best", "cpu")
+
+
+PROMPT_1T = torch.arange(10, 30)[None]
+
+
+@pytest.mark.parametrize("shards", [False, True])
+@torch.no_grad()
+def test_a_folder_that_transformers_saved_computes_its_logits_here(shards: bool, tmp_path: Path):
+    tokenizer = tokenizers()["bpe"]
+    theirs = gpt2_of_transformers(vocab_size=tokenizer.vocab_size)
+    options = {"max_shard_size": "20KB"} if shards else {}
+    folder = save_gpt2(theirs, tmp_path / "theirs", tokenizer, **options)
+    assert (folder / hub_folder.INDEX).exists() is shards
+    model, ours, *_ = imported(folder, tmp_path / "run")
+    assert ours.state()["ranks"] == tokenizer.state()["ranks"]
+    torch.testing.assert_close(model(PROMPT_1T), theirs(PROMPT_1T).logits, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@torch.no_grad()
+def test_a_qwen3_of_our_proportions_computes_its_logits_here(tied: bool, tmp_path: Path):
+    torch.manual_seed(0)
+    tokenizer = tokenizers()["byte"]
+    config = transformers.Qwen3Config(
+        vocab_size=300,  # padded
+        hidden_size=32,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=48,
+        rope_parameters={"rope_type": "default", "rope_theta": 500.0},
+        tie_word_embeddings=tied,
+    )
+    theirs = transformers.Qwen3ForCausalLM(config).eval()
+    folder = save_gpt2(theirs, tmp_path / "theirs", tokenizer)
+    model, *_ = imported(folder, tmp_path / "run")
+    assert model.config.rope_theta == 500.0
+    expected = theirs(PROMPT_1T).logits[..., : tokenizer.vocab_size]
+    torch.testing.assert_close(model(PROMPT_1T), expected, atol=1e-4, rtol=0)
+
+
+def nanogpt_checkpoint(model: Any, path: Path, bias: bool, prefix: str) -> Path:
+    """Save a model of transformers as nanoGPT's train.py does: (out, in), with all its names."""
+    state = {}
+    for name, weight in model.state_dict().items():
+        is_matrix = weight.ndim == 2 and ".h." in name
+        if bias or not name.endswith(".bias"):
+            state[prefix + name] = weight.T.contiguous() if is_matrix else weight
+    sizes = model.config
+    arguments = {"n_layer": sizes.n_layer, "n_head": sizes.n_head, "n_embd": sizes.n_embd}
+    arguments |= {"block_size": sizes.n_positions, "vocab_size": sizes.vocab_size}
+    arguments |= {"bias": bias, "dropout": 0.0}
+    saved = {"model": state, "model_args": arguments, "iter_num": 9, "optimizer": {}, "config": {}}
+    torch.save(saved, path)
+    return path
+
+
+@pytest.mark.parametrize("prefix", ["", "_orig_mod."])
+@pytest.mark.parametrize("bias", [True, False])
+@torch.no_grad()
+def test_nanogpts_checkpoint_computes_its_logits_here(bias: bool, prefix: str, tmp_path: Path):
+    dataset = write_dataset(tmp_path)
+    tokenizer = hub_folder.load_tokenizer(load_state(dataset))
+    theirs = gpt2_of_transformers(vocab_size=tokenizer.vocab_size + 3)
+    for name, parameter in theirs.named_parameters():
+        if name.endswith(".bias"):
+            torch.nn.init.normal_(parameter, std=0.1 if bias else 0.0)
+    path = nanogpt_checkpoint(theirs, tmp_path / "ckpt.pt", bias, prefix)
+    model, ours, *_ = imported(path, tmp_path / "run", f"--data={dataset}")
+    assert ours.state() == tokenizer.state()
+    prompt_1T = PROMPT_1T % tokenizer.vocab_size
+    expected = theirs(prompt_1T).logits[..., : tokenizer.vocab_size]
+    torch.testing.assert_close(model(prompt_1T), expected, atol=1e-4, rtol=0)
+
+
+def load_state(dataset: Path) -> dict[str, Any]:
+    return json.loads((dataset / "meta.json").read_text())["tokenizer"]
+
+
+def llmc_file(model: Any, path: Path, version: int) -> Path:
+    """Write a model of transformers as llm.c's train_gpt2.py does, with a padded vocabulary."""
+    sizes = model.config
+    padded = sizes.vocab_size + 5
+    header = np.zeros(256, np.int32)
+    shape = (sizes.n_positions, sizes.vocab_size, sizes.n_layer, sizes.n_head, sizes.n_embd)
+    header[:8] = [20240326, version, *shape, padded]
+    state = {name.removeprefix("transformer."): w for name, w in model.state_dict().items()}
+    wte = torch.nn.functional.pad(state["wte.weight"], (0, 0, 0, 5))
+    tensors = [wte, state["wpe.weight"]]
+    for layer in ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj"):
+        for kind in ("weight", "bias"):
+            for i in range(sizes.n_layer):
+                weight = state[f"h.{i}.{layer}.{kind}"]
+                tensors.append(weight.T if weight.ndim == 2 else weight)
+    tensors += [state["ln_f.weight"], state["ln_f.bias"]]
+    dtype = torch.float32 if version == 3 else torch.bfloat16
+    with path.open("wb") as file:
+        file.write(header.tobytes())
+        for tensor in tensors:
+            file.write(tensor.contiguous().to(dtype).view(torch.uint8).numpy().tobytes())
+    return path
+
+
+@pytest.mark.parametrize(("version", "tolerance"), [(3, 1e-4), (5, 0.1)])
+@torch.no_grad()
+def test_llmcs_file_computes_its_logits_here(
+    version: int, tolerance: float, tmp_path: Path, gpt2_cache: Path
+):
+    theirs = gpt2_of_transformers()
+    path = llmc_file(theirs, tmp_path / "model.bin", version)
+    model, tokenizer, *_ = imported(path, tmp_path / "run")
+    assert tokenizer.encode("hello world") == [31373, 995]
+    torch.testing.assert_close(model(PROMPT_1T), theirs(PROMPT_1T).logits, atol=tolerance, rtol=0)
+
+
+# --- What is refused ------------------------------------------------------------------------------
+
+
+def damaged(folder: Path, change: str) -> Path:
+    """Damage a folder in one way."""
+    weights = folder / "model.safetensors"
+    data = weights.read_bytes()
+    config = json.loads((folder / "config.json").read_text())
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    match change:
+        case "another architecture":
+            config["model_type"] = "llama"
+        case "another activation":
+            config["activation_function"] = "gelu"
+        case "a field of another type":
+            config["n_layer"] = "two"
+        case "no JSON":
+            (folder / "tokenizer.json").write_text("{")
+            return folder
+        case "too short":
+            weights.write_bytes(data[:-40])
+        case "a header larger than the file":
+            weights.write_bytes((1 << 40).to_bytes(8, "little") + data[8:])
+        case "no magic":
+            weights.write_bytes(b"not a safetensors file, but longer than eight bytes")
+        case "no weights":
+            weights.unlink()
+        case "a name that climbs out":
+            (folder / hub_folder.INDEX).write_text('{"weight_map": {"wte.weight": "../other"}}')
+        case "a missing shard":
+            (folder / hub_folder.INDEX).write_text(
+                '{"weight_map": {"wte.weight": "b.safetensors"}}'
+            )
+        case "another shape":
+            config["n_embd"] = 64
+        case "a larger vocabulary":
+            config["vocab_size"] = 100
+        case "another tokenizer":
+            tokenizer["normalizer"] = {"type": "NFC"}
+        case "merges of another order":
+            tokenizer["model"]["merges"].reverse()
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ("another architecture", "model_type must be gpt2 or qwen3: got llama"),
+        ("another activation", "activation_function must be gelu_new: got gelu"),
+        ("a field of another type", "config.json is damaged"),
+        ("no JSON", "tokenizer.json is not JSON"),
+        ("too short", "model.safetensors is damaged"),
+        ("a header larger than the file", "model.safetensors is damaged"),
+        ("no magic", "model.safetensors is damaged"),
+        ("no weights", "model.safetensors"),
+        ("a name that climbs out", "names ../other, which is not in the folder"),
+        ("a missing shard", "b.safetensors"),
+        ("another shape", "must have the shape"),
+        ("a larger vocabulary", "wte.weight must have the shape (100, 32)"),
+        ("another tokenizer", "tokenizer.json describes another tokenizer"),
+        ("merges of another order", "tokenizer.json describes another tokenizer"),
+    ],
+)
+def test_a_folder_that_is_damaged_or_of_another_kind_is_refused_and_nothing_is_written(
+    change: str, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    folder = tmp_path / "model"
+    hub_folder.export(state_of(tokenizers()["bpe"]), folder, license="")
+    flags = (damaged(folder, change), f"--out_dir={tmp_path / 'run'}")
+    assert run_here(convert.main, "convert.py", "import", *flags) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert sentence in error
+    assert not (tmp_path / "run").exists()
+
+
+class Evil:
+    def __reduce__(self) -> Any:
+        return (print, ("code was run",))
+
+
+@pytest.mark.parametrize("content", [Evil(), {"model": {}}, {"model_args": 3, "model": {}}, [1]])
+def test_a_file_that_is_no_checkpoint_or_holds_code_is_refused(
+    content: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    torch.save(content, tmp_path / "ckpt.pt")
+    flags = (tmp_path / "ckpt.pt", f"--out_dir={tmp_path / 'run'}")
+    assert run_here(convert.main, "convert.py", "import", *flags) == 2
+    said = capsys.readouterr()
+    assert "ckpt.pt is refused: it must be nanoGPT's ckpt.pt" in said.err
+    assert "code was run" not in said.out
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_file_of_llmc_that_was_cut_off_is_refused_with_its_size(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    path = llmc_file(gpt2_of_transformers(vocab_size=300), tmp_path / "model.bin", 3)
+    path.write_bytes(path.read_bytes()[:-4])
+    flags = (path, f"--out_dir={tmp_path / 'run'}")
+    assert run_here(convert.main, "convert.py", "import", *flags) == 2
+    assert "numbers: got" in capsys.readouterr().err
+
+
+def test_an_export_does_not_touch_a_folder_that_is_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    write_tiny_run(tmp_path)
+    (tmp_path / "model").mkdir()
+    flags = (f"--out_dir={tmp_path / 'run'}", f"--to={tmp_path / 'model'}")
+    assert run_here(convert.main, "convert.py", "export", *flags) == 2
+    assert "is there already: remove it, or pass another" in capsys.readouterr().err
+    assert list((tmp_path / "model").iterdir()) == []
+
+
+def write_tiny_run(folder: Path) -> None:
+    """Train a tiny model on 160 words."""
+    (folder / "tiny.toml").write_text(TINY.format(dataset=write_dataset(folder)))
+    train_here(folder / "tiny.toml", folder / "run")
+
+
+# --- Fine-tuning ----------------------------------------------------------------------------------
+
+
+def test_a_run_starts_from_the_weights_and_tokenizer_of_another(tmp_path: Path):
+    write_tiny_run(tmp_path)
+    (tmp_path / "other.txt").write_text(words(60, "aeionrstlmé…"), encoding="utf-8")
+    tokenizer, out = str(tmp_path / "run"), tmp_path / "other"
+    prepare(PrepareConfig(sources=(str(tmp_path / "other.txt"),), tokenizer=tokenizer, out=out))
+    (tmp_path / "tuned.toml").write_text(TUNED.format(dataset=out))
+    train_here(tmp_path / "tuned.toml", tmp_path / "tuned", f"--init_from={tmp_path / 'run'}")
+    step_0 = load_model(tmp_path / "tuned", "step_0", "cpu").model
+    before = load_model(tmp_path / "run", "best", "cpu").model
+    for ours, theirs in zip(step_0.parameters(), before.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    config = (tmp_path / "tuned/config.toml").read_text()
+    assert "model.n_embd = 16" in config
+
+
+TUNED = """
+max_steps = 2
+batch_size = 2
+keep_every = 2
+samples = 0
+device = "cpu"
+precision = "float32"
+[data]
+path = "{dataset}"
+[model]
+dropout = 0.2
+[optim]
+learning_rate = 1e-3
+"""
+
+
+def test_a_dataset_of_another_tokenizer_is_refused_with_the_way_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    write_tiny_run(tmp_path)
+    (tmp_path / "tuned.toml").write_text(TUNED.format(dataset=write_dataset(tmp_path, "byte")))
+    with pytest.raises(ValueError, match=r"vocab_size|prepare the data with --tokenizer="):
+        train_here(tmp_path / "tuned.toml", tmp_path / "tuned", f"--init_from={tmp_path / 'run'}")
