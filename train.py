@@ -114,7 +114,7 @@ def train(asked: TrainConfig, world: World, stop: StopRequest) -> None:
 
 def build(asked: TrainConfig, world: World, stop: StopRequest) -> Run:
     """Prepare a run: its data, its model, and how far it has come already."""
-    asked = resume.with_architecture(asked)
+    asked, origin = resume.begin(asked)
     dataset = Dataset.open(asked.data.path)
     train_T = dataset.tokens("train")
     vocab_size = dataset.fitting_vocab_size(asked.model.vocab_size)
@@ -130,7 +130,7 @@ def build(asked: TrainConfig, world: World, stop: StopRequest) -> Run:
     optimizers = build_optimizers(model, config.optim, dtype)
     windows = Windows(dataset.vocab_size, config.model.context_length, world.rank, world.size)
     batches = Batches(train_T, windows, config.batch_size, config.seed)
-    start = resume.restore(config, dataset.identity(), model, optimizers)
+    start = resume.restore(config, origin, dataset.identity(), model, optimizers)
     log = open_log(config, world, model, len(train_T), start)
     return Run(
         config, world, stop, dataset, batches, model, loss_model, replica, optimizers, log, start

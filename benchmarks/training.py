@@ -97,7 +97,7 @@ def utilisation(out_dir: Path, step_seconds: float) -> Row:
     settings, model = read_toml(str(out_dir / "config.toml")), load_model(out_dir, "last").model
     device, precision = find_device(settings["device"]), settings["precision"]
     gpu = torch.cuda.get_device_name() if device == "cuda" else ""
-    known = report.peak_flops(gpu) if precision == "bfloat16" else None
+    known = report.peak_flops(gpu, precision)
     peak = known or matrix_flops(device, precision)
     tokens_per_second = settings["batch_size"] * model.config.context_length / step_seconds
     flops = tokens_per_second * report.flops_per_token(model)

@@ -53,8 +53,10 @@ def flops_per_token(model: GPT) -> int:
     return 6 * weights + 12 * config.n_layer * config.n_embd * config.context_length
 
 
-def peak_flops(device_name: str) -> float | None:
-    """Return what a GPU can do at most per second; None for one whose data sheet is not listed."""
+def peak_flops(device_name: str, precision: str = "bfloat16") -> float | None:
+    """Return what a GPU can do at most per second; None if no data sheet is listed for it."""
+    if precision != "bfloat16":
+        return None
     name = device_name.removeprefix("NVIDIA ")
     found = (peak for pattern, peak in PEAK_FLOPS.items() if re.fullmatch(pattern, name))
     return next(found, None)
@@ -84,8 +86,8 @@ def speed(world: World, model: GPT, precision: str, rate: float) -> dict[str, fl
     if world.device.type != "cuda":
         return found
     found["peak_memory_bytes"] = torch.cuda.max_memory_allocated(world.device)
-    peak = peak_flops(world.device_name)
-    if peak is not None and precision == "bfloat16":
+    peak = peak_flops(world.device_name, precision)
+    if peak is not None:
         found["mfu"] = tokens_per_second * flops_per_token(model) / (peak * world.size)
     return found
 

@@ -23,19 +23,28 @@ class Progress:
     elapsed_seconds: float = 0.0
 
 
-def with_architecture(config: Any) -> Any:
-    """Return the config with the architecture of the run that it starts from, but its own dropout.
+Origin = dict[str, Any] | None  # the checkpoint of another run, whose weights a new one takes
 
-    Raises ValueError or OSError if there is no such run.
+
+def begin(config: Any) -> tuple[Any, Origin]:
+    """Read the run to start from; return it, and the config with its architecture.
+
+    The dropout stays the config's own. Raises ValueError or OSError if there is no such run.
     """
-    if config.init_from is None or config.resume:
-        return config
-    found = checkpoint.load(config.init_from, "best")["model_config"]
-    return replace(config, model=ModelConfig(**{**found, "dropout": config.model.dropout}))
+    is_begun = config.resume and checkpoint.has_last(config.out_dir)
+    if config.init_from is None or is_begun:
+        return config, None
+    origin = checkpoint.load(config.init_from, "best")
+    architecture = {**origin["model_config"], "dropout": config.model.dropout}
+    return replace(config, model=ModelConfig(**architecture)), origin
 
 
 def restore(
-    config: Any, dataset: dict[str, Any], model: GPT, optimizers: list[Optimizer]
+    config: Any,
+    origin: Origin,
+    dataset: dict[str, Any],
+    model: GPT,
+    optimizers: list[Optimizer],
 ) -> Progress:
     """Load the last checkpoint if config.resume, unless the run was killed before its first.
 
@@ -44,14 +53,13 @@ def restore(
     """
     has_begun = (config.out_dir / "config.toml").exists()
     if not config.resume or (has_begun and not checkpoint.has_last(config.out_dir)):
-        if config.init_from is not None:
-            state = checkpoint.load(config.init_from, "best")
-            is_same = state["tokenizer"] == dataset["tokenizer"]
+        if origin is not None:
+            is_same = origin["tokenizer"] == dataset["tokenizer"]
             way_out = f"prepare the data with --tokenizer={config.init_from}"
             require(
                 is_same, f"the dataset has another tokenizer than {config.init_from}: {way_out}"
             )
-            model.load_state_dict(state["model"])
+            model.load_state_dict(origin["model"])
         return Progress()
     state = checkpoint.load(config.out_dir, "last")
     for what, asked in {**dataset, "model_config": asdict(model.config)}.items():

@@ -6,14 +6,8 @@ from typing import Any, Literal
 from torch import Tensor
 
 import files
-from data.tokenizer import (
-    END_OF_TEXT,
-    BPETokenizer,
-    CharTokenizer,
-    Tokenizer,
-    load_tokenizer,
-)
-from exchange import hub_folder
+from data.tokenizer import END_OF_TEXT, BPETokenizer, CharTokenizer, Tokenizer
+from exchange import hub_folder, names
 from exchange.vocabulary import LETTERS, merges_of, spelled
 from model import ModelConfig
 
@@ -39,7 +33,6 @@ MODELFILE = 'FROM ./{name}\nTEMPLATE "{{{{ .Prompt }}}}"\n'  # Ollama's; a base 
 
 def gguf_weights(config: ModelConfig, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the weights under llama.cpp's names; a tied head is left out."""
-    kv = config.n_kv_head * config.head_dim
     found: dict[str, Tensor] = {}
     for name, tensor in weights.items():
         layer, _, kind = name.rpartition(".")
@@ -50,7 +43,7 @@ def gguf_weights(config: ModelConfig, weights: dict[str, Tensor]) -> dict[str, T
             continue
         _, number, part = layer.split(".", maxsplit=2)
         if part == "attn.c_attn" and config.is_modern:
-            rows = tensor.split([config.n_embd, kv, kv])
+            rows = names.queries_keys_values(tensor, config)
             found |= {f"blk.{number}.attn_{c}.{kind}": t for c, t in zip("qkv", rows, strict=True)}
         else:
             found[f"blk.{number}.{LAYERS[part]}.{kind}"] = tensor
@@ -78,19 +71,16 @@ def export(state: dict[str, Any], path: Path, kind: GGUFType) -> None:
     """Write a checkpoint as a GGUF file, and a Modelfile for Ollama beside it."""
     import gguf  # wanted for this only
 
-    tokenizer = load_tokenizer(state["tokenizer"])
-    config = ModelConfig(**state["model_config"])
-    cut = hub_folder.without_padding(config, state["model"], tokenizer)
-    config = ModelConfig(**cut["model_config"])
+    config, weights, tokenizer = hub_folder.unpadded(state)
     files.check_writable(path)
-    writer = gguf.GGUFWriter(files.partial(path), "qwen3" if config.is_modern else "gpt2")
-    try:
+    with files.whole(path, "wb") as file:
+        writer = gguf.GGUFWriter(file.name, "qwen3" if config.is_modern else "gpt2")
         add_sizes(writer, config, path.stem)
         add_vocabulary(writer, tokenizer)
         quantization = gguf.GGMLQuantizationType[kind.upper()]
         writer.add_file_type(gguf.LlamaFileType[FILE_TYPES[kind]])
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-        for name, tensor in gguf_weights(config, cut["model"]).items():
+        for name, tensor in gguf_weights(config, weights).items():
             array = tensor.float().numpy()
             is_matrix = array.ndim == 2 and not name.startswith("position_embd")
             if is_matrix and kind != "f32":
@@ -98,13 +88,10 @@ def export(state: dict[str, Any], path: Path, kind: GGUFType) -> None:
                 writer.add_tensor(name, stored, raw_dtype=quantization)
             else:
                 writer.add_tensor(name, array)
-        writer.write_header_to_file()
+        writer.write_header_to_file()  # it opens the file by its name, beside ours
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-        files.partial(path).replace(path)
-    finally:
-        files.partial(path).unlink(missing_ok=True)
     files.write_text(path.with_name("Modelfile"), MODELFILE.format(name=path.name))
     if tokenizer.end_of_text is None:
         print(f"The vocabulary has no end of text, so llama.cpp ends one at token {LLAMA_CPP_END}.")

@@ -32,9 +32,7 @@ INDEX = "model.safetensors.index.json"  # of weights in several files
 
 def export(state: dict[str, Any], folder: Path, license: str) -> None:
     """Write the folder of a checkpoint. Raises FileExistsError if there is one already."""
-    tokenizer = load_tokenizer(state["tokenizer"])
-    state = state | without_padding(ModelConfig(**state["model_config"]), state["model"], tokenizer)
-    config, weights = ModelConfig(**state["model_config"]), state["model"]
+    config, weights, tokenizer = unpadded(state)
     about = {key: state[key] for key in ABOUT}
     if about["best_val_loss"] == math.inf:  # a run that was stopped before it evaluated
         about["best_val_loss"] = None
@@ -68,6 +66,13 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     except BaseException:  # Ctrl-C as well
         shutil.rmtree(partial)
         raise
+
+
+def unpadded(state: dict[str, Any]) -> tuple[ModelConfig, dict[str, Tensor], Tokenizer]:
+    """Return the model and the tokenizer of a checkpoint, as other projects want them."""
+    tokenizer = load_tokenizer(state["tokenizer"])
+    cut = without_padding(ModelConfig(**state["model_config"]), state["model"], tokenizer)
+    return ModelConfig(**cut["model_config"]), cut["model"], tokenizer
 
 
 def without_padding(

@@ -42,16 +42,21 @@ def hub_names(name: str, config: ModelConfig) -> list[str]:
 
 def to_hub(config: ModelConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the weights of a GPT under the hub's names; a tied head is left out."""
-    kv = config.n_kv_head * config.head_dim
     weights: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if name == "lm_head.weight" and config.tie_embeddings:
             continue
         theirs = tensor.T if is_transposed(name, config) else tensor
         names = hub_names(name, config)
-        rows = [config.n_embd, kv, kv] if len(names) > 1 else [len(theirs)]
-        weights |= zip(names, theirs.split(rows), strict=True)
+        parts = queries_keys_values(theirs, config) if len(names) > 1 else (theirs,)
+        weights |= zip(names, parts, strict=True)
     return {name: tensor.contiguous() for name, tensor in weights.items()}
+
+
+def queries_keys_values(c_attn: Tensor, config: ModelConfig) -> tuple[Tensor, ...]:
+    """Cut the rows of c_attn's weight into those of queries, keys and values."""
+    kv = config.n_kv_head * config.head_dim
+    return c_attn.split([config.n_embd, kv, kv])
 
 
 def from_hub(config: ModelConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

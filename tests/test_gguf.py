@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import convert
+from data.tokenizer import load_tokenizer
 from exchange import gguf_file
 from helpers import run_here, words
 from model import GPT, ModelConfig
@@ -56,7 +57,7 @@ def ask(path: Path, questions: list[tuple[str, Any]]) -> list[Any]:
 def greedy(state: dict[str, Any], tokens: list[int], n: int) -> list[int]:
     model = GPT(ModelConfig(**state["model_config"])).eval()
     model.load_state_dict(state["model"])
-    vocab_size = gguf_file.load_tokenizer(state["tokenizer"]).vocab_size
+    vocab_size = load_tokenizer(state["tokenizer"]).vocab_size
     added: list[int] = []
     for _ in range(n):
         logits_V = model(torch.tensor([tokens + added]))[0, -1, :vocab_size]
