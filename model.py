@@ -15,7 +15,7 @@ channel). Plain `x` is the residual stream, or its norm, and is always (B, T, C)
 
     B  batch                    H  n_head
     T  position that asks       K  n_kv_head, heads of keys and values
-    S  position that is asked   D  head_dim = C / H
+    S  position that is asked   D  head_dim
     C  n_embd, model width      R  D / 2, pairs of channels that rotate
     V  vocab_size               N  H + 2 K, heads of all three kinds
 """
@@ -48,11 +48,15 @@ class ModelConfig:
     n_layer: int = 12
     """Number of Transformer blocks."""
     n_head: int = 0
-    """Number of attention heads; must divide n_embd; 0 makes each head 64 channels wide."""
+    """Number of attention heads; 0 takes n_embd / head_dim, with heads of 64 channels."""
     n_kv_head: int = 0
     """Number of key and value heads, each shared by equally many query heads; 0 takes n_head."""
     n_embd: int = 0
     """Width of the residual stream; 0 takes 64 n_layer, the proportion of GPT-2 124M."""
+    head_dim: int = 0
+    """Channels of each head; 0 takes n_embd / n_head, which gpt2 always has."""
+    n_inner: int = 0
+    """Width of the MLP; 0 takes 4 n_embd, or in modern 8/3 n_embd, rounded up (Shazeer, 2020)."""
     dropout: float = 0.0
     """Probability of zeroing an activation in training, in [0, 1)."""
     tie_embeddings: bool = True
@@ -68,36 +72,32 @@ class ModelConfig:
         T = self.context_length
         require(T >= 1, f"context_length must be at least 1: got {T}")
         H, K, C = self.n_head, self.n_kv_head, self.n_embd
-        got = f"got n_head={H}, n_kv_head={K}, n_embd={C}"
-        require(min(H, K, C) >= 0, f"sizes must be at least 0: {got}")
-        require(C % max(1, H) == 0, f"n_head must divide n_embd: {got}")
+        D = self.head_dim or C // max(1, H)
+        got = f"got n_head={H}, n_kv_head={K}, n_embd={C}, head_dim={self.head_dim}"
+        require(min(H, K, C, D, self.n_inner) >= 0, f"sizes must be at least 0: {got}")
+        require(self.head_dim > 0 or C % max(1, H) == 0, f"n_head must divide n_embd: {got}")
         require(H % max(1, K) == 0, f"n_kv_head must divide n_head: {got}")
         require(0 <= self.dropout < 1, f"dropout must be in [0, 1): got {self.dropout}")
         require(self.rope_theta > 0, f"rope_theta must be positive: got {self.rope_theta}")
         if self.is_modern:
-            require(C // max(1, H) % 2 == 0, f"modern's n_embd / n_head must be even: {got}")
+            require(D % 2 == 0, f"modern's n_embd / n_head, or head_dim, must be even: {got}")
         else:
             require(self.tie_embeddings, "gpt2's tie_embeddings must be True: got False")
             require(K in (0, H), f"gpt2's n_kv_head must be n_head: {got}")
+            require(0 in (H, C) or H * D == C, f"gpt2's n_head * head_dim must be n_embd: {got}")
 
     def sized(self) -> "ModelConfig":
         """Fill in the sizes that are 0: they follow from n_layer."""
-        n_embd = self.n_embd or 64 * self.n_layer
-        n_head = self.n_head or max(1, n_embd // 64)
-        return replace(self, n_embd=n_embd, n_head=n_head, n_kv_head=self.n_kv_head or n_head)
+        C = self.n_embd or 64 * self.n_layer
+        H = self.n_head or max(1, C // (self.head_dim or 64))
+        sized = replace(self, n_embd=C, n_head=H, n_kv_head=self.n_kv_head or H)
+        D = self.head_dim or C // H
+        inner = self.n_inner or (32 * math.ceil(8 * C / 3 / 32) if self.is_modern else 4 * C)
+        return replace(sized, head_dim=D, n_inner=inner)
 
     @property
     def is_modern(self) -> bool:
         return self.architecture == "modern"
-
-    @property
-    def head_dim(self) -> int:
-        return self.n_embd // self.n_head
-
-    @property
-    def n_inner(self) -> int:
-        """MLP width: 4 C, or 8/3 C (Shazeer, 2020, sec. 3) rounded up to a multiple of 32."""
-        return 32 * math.ceil(8 * self.n_embd / 3 / 32) if self.is_modern else 4 * self.n_embd
 
 
 Rope = tuple[Tensor, Tensor] | None  # cos_B1TR and sin_B1TR; None for learned positions
@@ -205,9 +205,9 @@ class CausalSelfAttention(nn.Module):
     def __init__(self, config: ModelConfig, layer: int, attend: Attend) -> None:
         super().__init__()
         self.config, self.layer, self.attend = config, layer, attend
-        width = (config.n_head + 2 * config.n_kv_head) * config.head_dim
-        self.c_attn = Linear(config.n_embd, width, bias=not config.is_modern)
-        self.c_proj = Linear(config.n_embd, config.n_embd, bias=not config.is_modern)
+        H, K, D = config.n_head, config.n_kv_head, config.head_dim
+        self.c_attn = Linear(config.n_embd, (H + 2 * K) * D, bias=not config.is_modern)
+        self.c_proj = Linear(H * D, config.n_embd, bias=not config.is_modern)
         if config.is_modern:  # normalising q and k limits the scores (Henry et al., 2020)
             self.q_norm = build_norm(config, config.head_dim)
             self.k_norm = build_norm(config, config.head_dim)

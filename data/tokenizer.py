@@ -151,7 +151,11 @@ def load_tokenizer(state: dict[str, Any]) -> Tokenizer:
             lines = (line.split() for line in text.splitlines())
             ranks = {base64.b64decode(token): int(rank) for token, rank in lines}
             return BPETokenizer(ranks, kind=kind, pattern=pattern)
-    raise ValueError(f"this is no char, byte, bpe or gpt2 tokenizer: got {str(state)[:60]}")
+        case {"kind": "hub", "json": str(text)}:
+            from data.hub_tokenizer import HubTokenizer  # it is built on this file
+
+            return HubTokenizer(text)
+    raise ValueError(f"this is no char, byte, bpe, gpt2 or hub tokenizer: got {str(state)[:60]}")
 
 
 def gpt2_ranks() -> dict[bytes, int]:

@@ -56,9 +56,7 @@ class Muon:
             mean.lerp_(gradient, 1 - self.momentum)
             ahead = gradient.lerp(mean, self.momentum)  # where the mean is heading (Nesterov)
             p.mul_(decay)
-            n_rows, C = p.shape
-            n_keys = (n_rows - C) // 2  # rows of the keys, and as many of the values
-            rows = [C, n_keys, n_keys] if name.endswith("c_attn.weight") else [n_rows]
+            rows = self._rows(name)
             for pair in zip(p.split(rows), ahead.split(rows), strict=True):
                 by_shape[pair[0].shape].append(pair)
         for shape, pairs in by_shape.items():
@@ -67,6 +65,16 @@ class Muon:
             scale = max(1, shape[0] / shape[1]) ** 0.5  # so that outputs change by about the rate
             for (matrix, _), update in zip(pairs, updates_KMN, strict=True):
                 matrix.add_(update, alpha=-rate * scale)
+
+    def _rows(self, name: str) -> list[int]:
+        """Return how many rows of a parameter belong to each of the matrices that it holds."""
+        n_rows = len(self.group.parameters[name])
+        if not name.endswith("c_attn.weight"):
+            return [n_rows]
+        c_proj = self.group.parameters[name.replace("c_attn", "c_proj")]
+        n_queries = c_proj.shape[1]  # c_proj reads what the queries found
+        n_keys = (n_rows - n_queries) // 2  # and as many values
+        return [n_queries, n_keys, n_keys]
 
 
 def orthogonalize(matrices_KMN: Tensor, dtype: torch.dtype) -> Tensor:

@@ -50,7 +50,8 @@ def flops_per_token(model: GPT) -> int:
     """
     config, parts = model.config, count_parameters(model)
     weights = parts["attention"] + parts["mlp"] + config.vocab_size * config.n_embd
-    return 6 * weights + 12 * config.n_layer * config.n_embd * config.context_length
+    channels = config.n_layer * config.n_head * config.head_dim
+    return 6 * weights + 12 * channels * config.context_length
 
 
 def peak_flops(device_name: str, precision: str = "bfloat16") -> float | None:

@@ -11,7 +11,7 @@ from engine.optim import Optimizer
 from model import GPT, ModelConfig, require
 
 # What a checkpoint must share with the run that goes on from it, and what messages call it
-WORDS = {"model_config": "model", "tokenizer": "tokenizer", "data": "dataset"}
+WORDS = {"tokenizer": "tokenizer", "data": "dataset"}
 
 
 @dataclass
@@ -62,7 +62,9 @@ def restore(
             model.load_state_dict(origin["model"])
         return Progress()
     state = checkpoint.load(config.out_dir, "last")
-    for what, asked in {**dataset, "model_config": asdict(model.config)}.items():
+    saved_config = ModelConfig(**state["model_config"]).sized()  # an older one has fewer fields
+    check_same("model", asdict(model.config), asdict(saved_config))
+    for what, asked in dataset.items():
         check_same(WORDS[what], asked, state[what])
     done, most = state["step"], config.max_steps
     require(done <= most, f"max_steps must be at least the {done} steps done: got {most}")

@@ -64,7 +64,7 @@ def to_json(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
             "n_embd": config.n_embd,
             "n_layer": config.n_layer,
             "n_head": config.n_head,
-            "n_inner": None,  # 4 n_embd
+            "n_inner": config.n_inner,
             "activation_function": "gelu_new",
             "layer_norm_epsilon": 1e-5,
             **dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), config.dropout),
@@ -100,19 +100,18 @@ def from_json(found: dict[str, Any]) -> ModelConfig:
         value = DEFAULTS[kind][key]
         require(found[key] == value, f"{key} must be {value}: got {found[key]}")
     if kind == "gpt2":
-        C, inner = found["n_embd"], found["n_inner"]
-        require(inner in (None, 4 * C), f"n_inner must be {4 * C}: got {inner}")
         return ModelConfig(
             vocab_size=found["vocab_size"],
             context_length=found["n_positions"],
             n_layer=found["n_layer"],
             n_head=found["n_head"],
-            n_embd=C,
+            n_embd=found["n_embd"],
+            n_inner=found["n_inner"] or 0,
             dropout=found["resid_pdrop"],
         ).sized()
     rope = {"rope_type": "default", "rope_theta": found["rope_theta"]} | found["rope_parameters"]
     require(rope["rope_type"] == "default", f"rope_type must be default: got {rope['rope_type']}")
-    config = ModelConfig(
+    return ModelConfig(
         architecture="modern",
         vocab_size=found["vocab_size"],
         context_length=found["max_position_embeddings"],
@@ -120,10 +119,9 @@ def from_json(found: dict[str, Any]) -> ModelConfig:
         n_head=found["num_attention_heads"],
         n_kv_head=found["num_key_value_heads"],
         n_embd=found["hidden_size"],
+        head_dim=found["head_dim"],
+        n_inner=found["intermediate_size"],
         dropout=found["attention_dropout"],
         tie_embeddings=found["tie_word_embeddings"],
         rope_theta=rope["rope_theta"],
     ).sized()
-    for key, value in (("head_dim", config.head_dim), ("intermediate_size", config.n_inner)):
-        require(found[key] == value, f"{key} must be {value}: got {found[key]}")
-    return config

@@ -6,10 +6,11 @@ from typing import Any, Literal
 from torch import Tensor
 
 import files
+from data.hub_tokenizer import LETTERS, HubTokenizer
 from data.tokenizer import END_OF_TEXT, BPETokenizer, CharTokenizer, Tokenizer
 from exchange import hub_folder, names
-from exchange.vocabulary import LETTERS, merges_of, spelled
-from model import ModelConfig
+from exchange.vocabulary import merges_of, spelled
+from model import ModelConfig, require
 
 GGUFType = Literal["f32", "f16", "bf16", "q8_0"]
 LAYERS = {  # of a block; Qwen3's queries, keys and values are apart
@@ -56,6 +57,11 @@ def token_texts(tokenizer: Tokenizer) -> tuple[list[str], list[str]]:
     llama.cpp knows byte pairs only. Characters become such: the bytes of each are merged one after
     another, and no merge crosses a character, since none begins with the middle of another.
     """
+    require(
+        not isinstance(tokenizer, HubTokenizer),
+        "a .gguf file takes our own kinds of tokenizers: export a folder instead, and convert it "
+        "by llama.cpp's convert_hf_to_gguf.py",
+    )
     if isinstance(tokenizer, BPETokenizer):
         merges = [f"{spelled(a)} {spelled(b)}" for a, b in merges_of(tokenizer.ranks)]
         return [spelled(token) for token in tokenizer.ranks], merges

@@ -83,7 +83,7 @@ def without_padding(
     require(n <= config.vocab_size, f"the tokenizer has {n} tokens, the model {config.vocab_size}")
     cut = {name: weights[name][:n] for name in ("wte.weight", "lm_head.weight")}
     return {
-        "model_config": asdict(replace(config, vocab_size=n)),
+        "model_config": asdict(replace(config, vocab_size=n).sized()),
         "tokenizer": tokenizer.state(),
         "model": weights | cut,
     }

@@ -56,7 +56,7 @@ def to_hub(config: ModelConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor
 def queries_keys_values(c_attn: Tensor, config: ModelConfig) -> tuple[Tensor, ...]:
     """Cut the rows of c_attn's weight into those of queries, keys and values."""
     kv = config.n_kv_head * config.head_dim
-    return c_attn.split([config.n_embd, kv, kv])
+    return c_attn.split([config.n_head * config.head_dim, kv, kv])
 
 
 def from_hub(config: ModelConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -4,8 +4,10 @@ There bytes are written as printable characters, as in GPT-2's own files: " the"
 """
 
 import itertools
+import json
 from typing import Any
 
+from data.hub_tokenizer import BYTE_OF, LETTERS, HubTokenizer
 from data.tokenizer import (
     END_OF_TEXT,
     GPT2_PATTERN,
@@ -17,18 +19,7 @@ from data.tokenizer import (
 from model import require
 
 GPT2_RANKS = 50256
-
-
-def byte_letters() -> str:
-    """Return the letter of each byte: itself if it is printable in Latin-1, else from U+0100 on."""
-    printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1)}
-    printable |= {*range(ord("®"), ord("ÿ") + 1)}
-    others = iter(range(0x100, 0x200))
-    return "".join(chr(byte if byte in printable else next(others)) for byte in range(256))
-
-
-LETTERS = byte_letters()
-BYTE_OF = {letter: byte for byte, letter in enumerate(LETTERS)}
+OURS = ("ByteLevel", "Split")  # the types of pre_tokenizer that we write
 
 
 def spelled(token: bytes) -> str:
@@ -76,6 +67,8 @@ def to_json(tokenizer: Tokenizer) -> dict[str, Any]:
             before = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}}
             before |= {"behavior": "Isolated", "invert": False}
             after = {"type": "Fuse"}
+        case HubTokenizer():
+            return json.loads(tokenizer.json)
         case _:
             raise ValueError(f"a {type(tokenizer).__name__} cannot be exported")
     added: list[dict[str, Any]] = []
@@ -112,18 +105,18 @@ def bpe_model(vocab: dict[str, int], merges: list[str]) -> dict[str, Any]:
 
 
 def from_json(found: dict[str, Any]) -> Tokenizer:
-    """Return the tokenizer of a tokenizer.json. Raises ValueError if it is of another kind."""
+    """Return the tokenizer of a tokenizer.json: one of ours, or if none is the same, a hub's.
+
+    Raises ValueError if it is of another kind.
+    """
     try:
-        tokenizer = tokenizer_of(found)
-        is_same = plain(to_json(tokenizer)) == plain(found)
+        if found["normalizer"] is None and found["pre_tokenizer"]["type"] in OURS:
+            tokenizer = tokenizer_of(found)
+            if plain(to_json(tokenizer)) == plain(found):
+                return tokenizer
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"tokenizer.json is damaged: {error!r}") from error
-    require(
-        is_same,
-        "tokenizer.json describes another tokenizer than GPT-2's kind of byte pairs, bytes or "
-        "characters, with <|endoftext|> as the last token or none",
-    )
-    return tokenizer
+    return HubTokenizer(json.dumps(found, ensure_ascii=False))
 
 
 def tokenizer_of(found: dict[str, Any]) -> Tokenizer:

@@ -11,9 +11,11 @@ import torch
 
 import convert
 from data.bpe import train_bpe
-from data.prepare import PrepareConfig, prepare
+from data.hub_tokenizer import HubTokenizer
+from data.loader import Dataset
+from data.prepare import PrepareConfig, main, prepare
 from data.tokenizer import GPT2_PATTERN, BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer
-from exchange import hub_folder, vocabulary
+from exchange import gguf_file, hub_folder, vocabulary
 from helpers import TINY, run_here, train_here, words, write_dataset
 from model import GPT, ModelConfig
 from sampling.load import load_model
@@ -176,28 +178,93 @@ def test_a_folder_that_transformers_saved_computes_its_logits_here(shards: bool,
 
 
 @pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(("head_dim", "n_inner"), [(8, 96), (16, 80)])
 @torch.no_grad()
-def test_a_qwen3_of_our_proportions_computes_its_logits_here(tied: bool, tmp_path: Path):
-    torch.manual_seed(0)
+def test_a_qwen3_of_any_proportions_computes_its_logits_here(
+    head_dim: int, n_inner: int, tied: bool, tmp_path: Path
+):
     tokenizer = tokenizers()["byte"]
-    config = transformers.Qwen3Config(
-        vocab_size=300,  # padded
-        hidden_size=32,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        max_position_embeddings=48,
-        rope_parameters={"rope_type": "default", "rope_theta": 500.0},
-        tie_word_embeddings=tied,
+    theirs = qwen3_of_transformers(
+        head_dim=head_dim, intermediate_size=n_inner, tie_word_embeddings=tied
     )
-    theirs = transformers.Qwen3ForCausalLM(config).eval()
     folder = save_gpt2(theirs, tmp_path / "theirs", tokenizer)
     model, *_ = imported(folder, tmp_path / "run")
     assert model.config.rope_theta == 500.0
     expected = theirs(PROMPT_1T).logits[..., : tokenizer.vocab_size]
     torch.testing.assert_close(model(PROMPT_1T), expected, atol=1e-4, rtol=0)
+
+
+def qwen3_of_transformers(**changes: Any) -> Any:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 80, "head_dim": 16}
+    sizes |= {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    sizes |= {"max_position_embeddings": 48, "vocab_size": 800}  # padded
+    rope = {"rope_type": "default", "rope_theta": 500.0}
+    config = transformers.Qwen3Config(**sizes | {"rope_parameters": rope} | changes)
+    return transformers.Qwen3ForCausalLM(config).eval()
+
+
+QWEN3_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def qwen3_tokenizer() -> Any:
+    """Learn a tokenizer of the form of Qwen3's: NFC, another pattern, many added tokens."""
+    from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
+    from tokenizers import Tokenizer as Library
+    from tokenizers.trainers import BpeTrainer
+
+    library = Library(models.BPE())
+    library.normalizer = normalizers.NFC()
+    split = pre_tokenizers.Split(Regex(QWEN3_PATTERN), "isolated")
+    level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    library.pre_tokenizer = pre_tokenizers.Sequence([split, level])
+    library.decoder = decoders.ByteLevel()
+    letters = pre_tokenizers.ByteLevel.alphabet()
+    trainer = BpeTrainer(vocab_size=400, initial_alphabet=letters, show_progress=False)
+    library.train_from_iterator([words(400, "aeionrstlmé…")], trainer)
+    special = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+    library.add_special_tokens([AddedToken(token, normalized=False) for token in special])
+    library.add_tokens([AddedToken("<think>", normalized=False)])
+    return library
+
+
+@torch.no_grad()
+def test_a_qwen3_with_its_own_tokenizer_comes_in_and_goes_out_with_its_ids(tmp_path: Path):
+    library = qwen3_tokenizer()
+    theirs = qwen3_of_transformers()
+    theirs.save_pretrained(tmp_path / "theirs")
+    library.save(str(tmp_path / "theirs/tokenizer.json"))
+    model, ours, *_ = imported(tmp_path / "theirs", tmp_path / "run")
+    assert model.config.vocab_size == ours.vocab_size == library.get_vocab_size()
+    assert ours.end_of_text == library.token_to_id("<|endoftext|>")
+    rng = random.Random(0)
+    texts = ["<|im_start|>é e\u0301<think>\n\nIt's 1234<|im_end|>"]
+    texts += [random_text(rng) for _ in range(500)]
+    for text in texts:
+        tokens = library.encode(text).ids
+        assert ours.encode(text) == tokens
+        assert ours.decode(tokens) == library.decode(tokens, skip_special_tokens=False)
+    flags = (f"--out_dir={tmp_path / 'run'}", f"--to={tmp_path / 'out'}")
+    assert run_here(convert.main, "convert.py", "export", *flags) == 0
+    auto = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert [auto(text)["input_ids"] for text in texts] == list(map(ours.encode, texts))
+    prompt_1T = PROMPT_1T
+    opened = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    torch.testing.assert_close(opened(prompt_1T).logits, model(prompt_1T), atol=1e-4, rtol=0)
+    prepared = ("--tokenizer", tmp_path / "run", "--out", tmp_path / "prepared")
+    (tmp_path / "words.txt").write_text(words(300, "aeionrstlmé…"), encoding="utf-8")
+    assert run_here(main, "prepare.py", tmp_path / "words.txt", *prepared) == 0
+    assert Dataset.open(tmp_path / "prepared").tokenizer.state() == ours.state()
+
+
+def test_a_gguf_file_of_a_hub_tokenizer_is_refused_with_the_way_out(tmp_path: Path):
+    state = state_of(HubTokenizer(qwen3_tokenizer().to_str()))
+    with pytest.raises(ValueError, match="export a folder instead"):
+        gguf_file.export(state, tmp_path / "model.gguf", "f32")
+    assert list(tmp_path.iterdir()) == []
 
 
 def nanogpt_checkpoint(model: Any, path: Path, bias: bool, prefix: str) -> Path:
@@ -311,10 +378,14 @@ def damaged(folder: Path, change: str) -> Path:
             config["n_embd"] = 64
         case "a larger vocabulary":
             config["vocab_size"] = 100
-        case "another tokenizer":
-            tokenizer["normalizer"] = {"type": "NFC"}
-        case "merges of another order":
-            tokenizer["model"]["merges"].reverse()
+        case "a tokenizer that is not of bytes":
+            tokenizer["pre_tokenizer"] = {"type": "Metaspace"}
+            tokenizer["model"]["vocab"]["▁the"] = 400
+        case "merges of unknown tokens":
+            tokenizer["model"]["merges"][0] = "no such"
+        case "a tokenizer of more tokens":
+            added = [{**tokenizer["added_tokens"][0], "id": 400, "content": "<|pad|>"}]
+            tokenizer["added_tokens"] += added
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     return folder
@@ -335,8 +406,9 @@ def damaged(folder: Path, change: str) -> Path:
         ("a missing shard", "b.safetensors"),
         ("another shape", "must have the shape"),
         ("a larger vocabulary", "wte.weight must have the shape (100, 32)"),
-        ("another tokenizer", "tokenizer.json describes another tokenizer"),
-        ("merges of another order", "tokenizer.json describes another tokenizer"),
+        ("a tokenizer that is not of bytes", "tokenizer.json is no byte-level tokenizer"),
+        ("merges of unknown tokens", "tokenizer.json is no byte-level tokenizer"),
+        ("a tokenizer of more tokens", "the tokenizer has 317 tokens, the model 316"),
     ],
 )
 def test_a_folder_that_is_damaged_or_of_another_kind_is_refused_and_nothing_is_written(

@@ -80,13 +80,16 @@ def count(config: ModelConfig) -> dict[str, int]:
         ({"tie_embeddings": False}, "gpt2's tie_embeddings must be True: got False"),
         (
             {"architecture": "modern", "n_head": 16},
-            "modern's n_embd / n_head must be even: got n_head=16, n_kv_head=0, n_embd=16",
+            "modern's n_embd / n_head, or head_dim, must be even: got n_head=16, n_kv_head=0",
         ),
         (
             {"architecture": "modern", "n_kv_head": 3},
             "n_kv_head must divide n_head: got n_head=2, n_kv_head=3, n_embd=16",
         ),
         ({"n_kv_head": 1}, "gpt2's n_kv_head must be n_head: got n_head=2, n_kv_head=1"),
+        ({"head_dim": 16}, r"gpt2's n_head \* head_dim must be n_embd: got n_head=2, n_kv_head=0"),
+        ({"architecture": "modern", "head_dim": 7}, "must be even: .* n_embd=16, head_dim=7"),
+        ({"n_inner": -1}, "sizes must be at least 0"),
         ({"n_kv_head": -1}, "sizes must be at least 0: got n_head=2, n_kv_head=-1, n_embd=16"),
     ],
 )
@@ -138,7 +141,7 @@ def test_gpt3s_attention_holds_a_third_of_it_as_3blue1brown_counts():
     assert per_layer == 603_979_776
     per_head = per_layer // 96
     assert per_head == 6_291_456
-    assert per_head // 4 == 1_572_864 == GPT3.n_embd * GPT3.head_dim  # one matrix of four
+    assert per_head // 4 == 1_572_864 == GPT3.n_embd * GPT3.sized().head_dim  # one matrix of four
 
 
 # C = 16, V = 31, 12 positions, 2 layers, heads of 8; SwiGLU is 64 wide
@@ -182,8 +185,13 @@ def test_the_number_of_layers_alone_gives_the_width_and_heads_of_64(n_layer: int
 
 
 def test_sizes_that_are_given_stay():
-    config = ModelConfig(vocab_size=11, n_layer=3, n_embd=32, n_head=4, n_kv_head=4)
+    sizes = {"n_embd": 32, "n_head": 4, "n_kv_head": 2, "head_dim": 6, "n_inner": 50}
+    config = ModelConfig(architecture="modern", vocab_size=11, n_layer=3, **sizes)
     assert config.sized() == config
+
+
+def test_the_width_of_heads_gives_their_number():
+    assert ModelConfig(n_embd=1024, head_dim=128, architecture="modern").sized().n_head == 8
 
 
 def test_heads_must_also_divide_a_width_that_follows_from_the_layers():
@@ -604,8 +612,8 @@ def qwen3_state(gpt: GPT) -> dict[str, Tensor]:
     }
     for layer, block in enumerate(gpt.blocks):
         prefix, ours = f"model.layers.{layer}.", block.state_dict()
-        kv = gpt.config.n_kv_head * gpt.config.head_dim
-        rows = (gpt.config.n_embd, kv, kv)
+        heads = (gpt.config.n_head, gpt.config.n_kv_head, gpt.config.n_kv_head)
+        rows = [n * gpt.config.head_dim for n in heads]
         for part, matrix in zip("qkv", ours["attn.c_attn.weight"].split(rows), strict=True):
             state[f"{prefix}self_attn.{part}_proj.weight"] = matrix
         for name, theirs in QWEN3_NAMES.items():
@@ -616,10 +624,13 @@ def qwen3_state(gpt: GPT) -> dict[str, Tensor]:
 @pytest.mark.parametrize("tie_embeddings", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("rope_theta", [10_000.0, 100.0])
 @pytest.mark.parametrize("n_kv_head", [1, 2, 4])
+@pytest.mark.parametrize("widths", [{}, {"head_dim": 16, "n_inner": 40}], ids=["ours", "others"])
 @torch.no_grad()
-def test_modern_gives_the_logits_of_transformers_qwen3(tie_embeddings, rope_theta, n_kv_head):
+def test_modern_gives_the_logits_of_transformers_qwen3(
+    tie_embeddings, rope_theta, n_kv_head, widths
+):
     transformers = pytest.importorskip("transformers")
-    config = small(architecture="modern", n_layer=3, n_embd=32, n_head=4, vocab_size=61)
+    config = small(architecture="modern", n_layer=3, n_embd=32, n_head=4, vocab_size=61, **widths)
     changes = {"tie_embeddings": tie_embeddings, "rope_theta": rope_theta}
     gpt = randomised(replace(config, n_kv_head=n_kv_head, **changes))
     peer = transformers.Qwen3ForCausalLM(

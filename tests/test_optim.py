@@ -40,7 +40,7 @@ class OnMac:
         return self.value
 
 
-def small(architecture: Any = "modern", n_kv_head: int = 2) -> GPT:
+def small(architecture: Any = "modern", n_kv_head: int = 2, head_dim: int = 4) -> GPT:
     torch.manual_seed(0)
     sizes: dict[str, Any] = {
         "vocab_size": 11,
@@ -49,6 +49,7 @@ def small(architecture: Any = "modern", n_kv_head: int = 2) -> GPT:
         "n_head": 2,
         "n_kv_head": n_kv_head,
         "n_embd": 8,
+        "head_dim": head_dim,
     }
     return GPT(ModelConfig(architecture=architecture, **sizes))
 
@@ -265,14 +266,14 @@ def test_an_orthogonalized_matrix_in_bfloat16_is_nearly_that_in_float32():
     torch.testing.assert_close(rounded, exact, atol=0.05, rtol=0)
 
 
-@pytest.mark.parametrize("n_kv_head", [1, 2])
-def test_two_muon_updates_are_those_computed_matrix_by_matrix(n_kv_head: int):
-    model, rate, decay, momentum = small(n_kv_head=n_kv_head), 0.1, 0.5, 0.8
+@pytest.mark.parametrize(("n_kv_head", "head_dim"), [(1, 4), (2, 4), (1, 6)])
+def test_two_muon_updates_are_those_computed_matrix_by_matrix(n_kv_head: int, head_dim: int):
+    model, rate, decay, momentum = small(n_kv_head=n_kv_head, head_dim=head_dim), 0.1, 0.5, 0.8
     config = OptimConfig(name="muon", muon_learning_rate=rate, muon_weight_decay=decay)
     _, muon = build_optimizers(model, replace(config, muon_momentum=momentum))
     matrices = {n: p for n, p in model.named_parameters() if n.startswith("blocks.") and p.ndim > 1}
     expected = {name: p.detach().clone() for name, p in matrices.items()}
-    C, kv = 8, n_kv_head * 4
+    queries, keys = 2 * head_dim, n_kv_head * head_dim
     means = {name: torch.zeros_like(p) for name, p in matrices.items()}
     for step in range(2):
         torch.manual_seed(step)
@@ -282,7 +283,9 @@ def test_two_muon_updates_are_those_computed_matrix_by_matrix(n_kv_head: int):
             assert p.grad is not None
             means[name] = momentum * means[name] + (1 - momentum) * p.grad
             ahead = momentum * means[name] + (1 - momentum) * p.grad  # Nesterov
-            rows = [C, kv, kv] if "c_attn" in name else [len(ahead)]  # Q, K and V by themselves
+            rows = (
+                [queries, keys, keys] if "c_attn" in name else [len(ahead)]
+            )  # Q, K and V by themselves
             scaled = [
                 max(1, len(part) / part.shape[1]) ** 0.5
                 * orthogonalize(part[None], torch.float32)[0]
