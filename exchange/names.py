@@ -80,7 +80,9 @@ def checked(config: ModelConfig, state: Mapping[str, Tensor]) -> dict[str, Tenso
     weights = dict(state)
     expected = shapes_of(config)
     if config.tie_embeddings and "wte.weight" in weights:
-        weights["lm_head.weight"] = weights["wte.weight"]
+        head = weights.setdefault("lm_head.weight", weights["wte.weight"])
+        is_same = torch.equal(head, weights["wte.weight"])
+        require(is_same, "the config ties the head to the embedding, but the two differ")
     missing = [name for name in expected if name not in weights]
     require(not missing, f"the weights lack {', '.join(missing[:5])}")
     others = sorted(weights.keys() - expected.keys())

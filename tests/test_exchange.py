@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import torch as safetensors
 
 import convert
 from data.bpe import train_bpe
@@ -374,6 +375,10 @@ def damaged(folder: Path, change: str) -> Path:
             (folder / hub_folder.INDEX).write_text(
                 '{"weight_map": {"wte.weight": "b.safetensors"}}'
             )
+        case "a second head":
+            tensors = safetensors.load_file(weights)
+            tensors["lm_head.weight"] = tensors["wte.weight"] + 1
+            safetensors.save_file(tensors, weights)
         case "another shape":
             config["n_embd"] = 64
         case "a larger vocabulary":
@@ -404,6 +409,7 @@ def damaged(folder: Path, change: str) -> Path:
         ("no weights", "model.safetensors"),
         ("a name that climbs out", "names ../other, which is not in the folder"),
         ("a missing shard", "b.safetensors"),
+        ("a second head", "the config ties the head to the embedding, but the two differ"),
         ("another shape", "must have the shape"),
         ("a larger vocabulary", "wte.weight must have the shape (100, 32)"),
         ("a tokenizer that is not of bytes", "tokenizer.json is no byte-level tokenizer"),
