@@ -185,7 +185,7 @@ def test_the_number_of_layers_alone_gives_the_width_and_heads_of_64(n_layer: int
 
 
 def test_sizes_that_are_given_stay():
-    sizes = {"n_embd": 32, "n_head": 4, "n_kv_head": 2, "head_dim": 6, "n_inner": 50}
+    sizes: Any = {"n_embd": 32, "n_head": 4, "n_kv_head": 2, "head_dim": 6, "n_inner": 50}
     config = ModelConfig(architecture="modern", vocab_size=11, n_layer=3, **sizes)
     assert config.sized() == config
 
