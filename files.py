@@ -12,6 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+if os.name == "posix":
+    import fcntl
+
 
 def partial(path: Path) -> Path:
     """Return where to write a file until it is whole."""
@@ -58,6 +61,41 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def reserved(folder: Path) -> Iterator[None]:
+    """Hold a folder while the block runs; make it if needed, and remove it if it stays empty.
+
+    Raises OSError if another process holds it. The lock is on the folder itself: it leaves no file
+    behind, and the system releases it when the process ends, even if it is killed. On a network
+    file system it may keep out only processes of the same machine.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        if os.name == "posix":  # on Windows the files that another has open cannot be written
+            stack.callback(os.close, lock(folder))
+        stack.callback(remove_empty, made)
+        yield
+
+
+def lock(folder: Path) -> int:
+    """Return a descriptor that locks a folder until it is closed."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        way_out = "wait until it has ended, or choose another folder"
+        raise OSError(f"another process is writing to {folder}: {way_out}") from None
+    return descriptor
+
+
+def remove_empty(folders: list[Path]) -> None:
+    with contextlib.suppress(OSError):  # one is not empty
+        for folder in folders:
+            folder.rmdir()
 
 
 def sha256(path: Path) -> str:

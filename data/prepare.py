@@ -15,8 +15,9 @@ from typing import Any
 from data.bpe import train_bpe
 from data.encode import encode_all
 from data.format import SPLITS
+from data.progress import progress
 from data.sources import NAMED, Corpus
-from data.split import Scan, progress
+from data.split import Scan
 from data.stories import read_nats
 from data.tokenizer import (
     GPT2_PATTERN,
@@ -27,8 +28,9 @@ from data.tokenizer import (
     gpt2_ranks,
     load_tokenizer,
 )
-from data.writer import DatasetWriter, new_dataset, reserved
+from data.writer import DatasetWriter, new_dataset
 from engine.cli import Positional, parse_config, run
+from files import reserved
 
 KINDS = ("bpe", "gpt2", "byte", "char")
 BPE_VOCAB_SIZE = 4096

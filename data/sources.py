@@ -84,7 +84,7 @@ def stdlib() -> list[Path]:
 def shakespeare() -> list[Path]:
     """Return tiny Shakespeare (1.1 MB), which is downloaded once."""
     path = DOWNLOADS / "shakespeare.txt"
-    fetch(SHAKESPEARE_URL, SHAKESPEARE_SHA256, path)
+    fetch(SHAKESPEARE_URL, path, SHAKESPEARE_SHA256)
     return [path]
 
 

@@ -12,9 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from tqdm import tqdm
-
 from data.format import SPLITS
+from data.progress import progress
 from data.sources import Corpus
 
 MANY_DOCUMENTS = 20  # with fewer, whole documents cannot come near the fraction asked for
@@ -117,8 +116,3 @@ def split_document(pieces: Iterator[str], train_characters: int) -> Iterator[Par
             if text:
                 yield Part(split, text, starts_document=split not in started)
                 started.add(split)
-
-
-def progress(verb: str, total: int | None = None) -> tqdm:
-    """Return a bar that counts bytes of text. It is drawn on a terminal only."""
-    return tqdm(desc=verb, total=total, unit="B", unit_scale=True, disable=None)

@@ -8,7 +8,6 @@ not even a power failure leaves half of one.
 import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -19,44 +18,6 @@ from data.encode import Encoded
 from data.format import FEWEST_TOKENS, FORMAT_VERSION, META, RANKS, SPLITS, token_dtype, token_file
 from data.tokenizer import Tokenizer
 from files import partial, sync, sync_folder, whole
-
-if os.name == "posix":
-    import fcntl
-
-
-@contextlib.contextmanager
-def reserved(folder: Path) -> Iterator[None]:
-    """Hold a folder while the block runs; make it if needed, and remove it if it stays empty.
-
-    Raises OSError if another process holds it. The lock is on the folder itself: it leaves no file
-    behind, and the system releases it when the process ends, even if it is killed. On a network
-    file system it may keep out only processes of the same machine.
-    """
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as stack:
-        if os.name == "posix":  # on Windows the files that another has open cannot be written
-            stack.callback(os.close, lock(folder))
-        stack.callback(remove_empty, made)
-        yield
-
-
-def lock(folder: Path) -> int:
-    """Return a descriptor that locks a folder until it is closed."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        way_out = "wait until it has ended, or pass another --out"
-        raise OSError(f"another preparation is writing to {folder}: {way_out}") from None
-    return descriptor
-
-
-def remove_empty(folders: list[Path]) -> None:
-    with contextlib.suppress(OSError):  # one is not empty
-        for folder in folders:
-            folder.rmdir()
 
 
 class TokenFile:

@@ -32,8 +32,8 @@ from data.prepare import PrepareConfig, main, make_tokenizer, prepare, training_
 from data.sources import Corpus, stdlib
 from data.split import Part, Scan
 from data.tokenizer import ByteTokenizer, CharTokenizer, Tokenizer, cut
-from data.writer import reserved
 from engine.cli import run
+from files import reserved
 
 REPOSITORY = Path(__file__).parents[1]
 FORK = multiprocessing.get_context("fork")
@@ -416,12 +416,14 @@ def test_binary_files_in_a_folder_are_skipped_and_reported(stories: Path, tmp_pa
 
 
 def test_without_network_shakespeare_says_how_to_pass_a_file(monkeypatch, tmp_path: Path):
-    def offline(url: str, timeout: float) -> None:
+    def offline(url: str, **settings: object) -> None:
         raise requests.ConnectionError("no network")
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(requests, "get", offline)
-    with pytest.raises(OSError, match=r"cannot download .*give its path instead"):
+    with pytest.raises(
+        OSError, match=r"cannot download .*get the file another way and put it at data/down"
+    ):
         Corpus.find(["shakespeare"])
     assert contents(tmp_path) == {}
 
@@ -643,8 +645,8 @@ def test_a_second_preparation_into_a_folder_is_refused_and_the_first_is_undistur
         assert child.exitcode == 0
     assert contents(out) == expected
     assert (shown.out, shown.err.count("\n")) == ("", 1)
-    assert shown.err.startswith(f"error: another preparation is writing to {out}: wait until")
-    assert "or pass another --out" in shown.err
+    assert shown.err.startswith(f"error: another process is writing to {out}: wait until")
+    assert "or choose another folder" in shown.err
 
 
 def test_a_killed_preparation_does_not_keep_others_out_of_its_folder(stories: Path, tmp_path: Path):

@@ -1,19 +1,15 @@
 """Tokenizers against tiktoken, nanoGPT's published counts and Python's own UTF-8 codec."""
 
 import functools
-import hashlib
 import json
 import random
 import socket
 from pathlib import Path
 
 import pytest
-import requests
 import tiktoken
 
-import data.download
 from data.bpe import train_bpe
-from data.download import fetch
 from data.prepare import gpt2_ranks
 from data.tokenizer import (
     GPT2_PATTERN,
@@ -179,12 +175,6 @@ def test_ranks_that_are_not_in_order_are_refused():
         load_tokenizer(state | {"ranks": "".join([second, first, *others])})
 
 
-def answer(monkeypatch: pytest.MonkeyPatch, data: bytes, status: int = 200) -> None:
-    response = requests.Response()
-    response.status_code, response._content = status, data
-    monkeypatch.setattr(requests, "get", lambda url, timeout: response)
-
-
 def test_without_network_or_cache_gpt2_names_the_ways_out(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
@@ -196,32 +186,3 @@ def test_without_network_or_cache_gpt2_names_the_ways_out(
     monkeypatch.setattr(socket, "getaddrinfo", offline)
     with pytest.raises(OSError, match=r"TIKTOKEN_CACHE_DIR.*bpe, byte or char"):
         gpt2_ranks()
-
-
-def test_a_file_is_downloaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    path, sha256 = tmp_path / "folder" / "name", hashlib.sha256(b"data").hexdigest()
-    answer(monkeypatch, b"data")
-    fetch("http://x", sha256, path)
-    assert path.read_bytes() == b"data"
-    answer(monkeypatch, b"", status=404)
-    fetch("http://x", sha256, path)
-    path.write_bytes(b"changed")
-    with pytest.raises(OSError, match="404"):
-        fetch("http://x", sha256, path)
-
-
-def test_a_download_with_another_content_is_refused(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-):
-    answer(monkeypatch, b"<html>")
-    with pytest.raises(OSError, match="not the expected file"):
-        fetch("http://x", "0" * 64, tmp_path / "name")
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_server_that_is_silent_is_given_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.setattr(data.download, "STALL_SECONDS", 0.2)
-    with socket.create_server(("127.0.0.1", 0)) as server:  # it accepts, and never answers
-        address = f"http://127.0.0.1:{server.getsockname()[1]}/"
-        with pytest.raises(OSError, match=r"cannot download .*ReadTimeout"):
-            fetch(address, "0" * 64, tmp_path / "name")

@@ -27,7 +27,8 @@ LIBRARIES = {  # what a room may import besides torch, numpy and the standard li
     "benchmarks.preparation": {"tiktoken"},
     "data.bpe": {"regex"},
     "data.download": {"requests"},
-    "data.split": {"tqdm"},
+    "data.hub": {"requests"},
+    "data.progress": {"tqdm"},
     "data.tokenizer": {"tiktoken"},
     "engine.cli": {"tyro"},
     "engine.metrics": {"tqdm"},
@@ -45,7 +46,7 @@ KNOWS = {  # data and the model know no other room
     "benchmarks": {"data", "engine", "model", "sampling", "viewer"},
 }
 BUDGETS = {"model": 330, "train": 250, "sample": 200, "engine.cli": 130}  # lines; others have 200
-MOST_LINES = 6850  # without the exchange with other projects
+MOST_LINES = 7300  # without the exchange with other projects
 MOST_LINES_OF_EXCHANGE = 1000  # with convert.py
 MOST_LINES_OF_BENCHMARKS = 1200
 BLOCKS = (ast.For, ast.While, ast.If, ast.With, ast.Try, ast.Match)
