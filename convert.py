@@ -2,7 +2,7 @@
 
     python convert.py export --out_dir=out/quickstart --to=models/quickstart
     python convert.py export --out_dir=out/quickstart --to=models/quickstart.gguf --type=q8_0
-    python convert.py import models/gpt2 --out_dir=out/gpt2
+    python convert.py import gpt2 --out_dir=out/gpt2
 
 `export` writes a folder that transformers, vLLM and others open, or a GGUF file for llama.cpp and
 Ollama. `import` makes a run's folder of another project's checkpoint, which is sampled, scored,
@@ -50,7 +50,8 @@ class Import:
     """Make a run's folder of another project's checkpoint."""
 
     source: cli.Positional[Path]
-    """A folder of GPT2LMHeadModel or Qwen3ForCausalLM, nanoGPT's ckpt.pt, or llm.c's model.bin."""
+    """A folder of GPT2LMHeadModel or Qwen3ForCausalLM, or its name on the hub, which is gpt2,
+    qwen3-0.6b or OWNER/NAME@REVISION; nanoGPT's ckpt.pt; or llm.c's model.bin."""
     out_dir: Path
     """Folder to write."""
     data: Path | None = None

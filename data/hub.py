@@ -7,7 +7,7 @@ import json
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PureWindowsPath
 from typing import Any, Literal, NamedTuple
 from urllib.parse import quote, urljoin
@@ -40,6 +40,13 @@ class Repository:
         kind = "" if self.kind == "models" else f"{self.kind}/"
         return f"{endpoint()}/{kind}{self.name}/resolve/{self.revision}/{quote(name)}"
 
+    def at_commit(self) -> "Repository":
+        """Return this repository at the commit that its revision stands for. Raises OSError."""
+        if COMMIT.fullmatch(self.revision):
+            return self
+        url = f"{endpoint()}/api/{self.kind}/{self.name}/revision/{self.revision}"
+        return replace(self, revision=read_page(url)[0]["sha"])
+
     def files(self, folder: Path, under: str = "") -> list[HubFile]:
         """Return all files, or those `under` a path, sorted by name. Raises OSError.
 
@@ -67,22 +74,27 @@ class Repository:
 
     def _entries(self, under: str) -> list[dict[str, Any]]:
         """Return what the hub says of each file; it does so page by page."""
-        import requests
-
         entries: list[dict[str, Any]] = []
         path = f"{self.kind}/{self.name}/tree/{self.revision}/{quote(under)}".rstrip("/")
         url = f"{endpoint()}/api/{path}?recursive=true"
-        try:
-            while url:
-                with ask(url) as response:
-                    response.raise_for_status()
-                    entries += response.json()
-                    links = response.links
-                    url = urljoin(url, links["next"]["url"]) if "next" in links else ""
-        except requests.RequestException as error:
-            way_out = "get its files another way, put them in a folder and give its path instead"
-            raise refusal(url, error, way_out) from error
+        while url:
+            page, url = read_page(url)
+            entries += page
         return [entry for entry in entries if entry["type"] == "file"]
+
+
+def read_page(url: str) -> tuple[Any, str]:
+    """Return the JSON at an address, and the address of the next page, if there is one."""
+    import requests
+
+    try:
+        with ask(url) as response:
+            response.raise_for_status()
+            links = response.links
+            return response.json(), urljoin(url, links["next"]["url"]) if "next" in links else ""
+    except requests.RequestException as error:
+        way_out = "get its files another way, put them in a folder and give its path instead"
+        raise refusal(url, error, way_out) from error
 
 
 def endpoint() -> str:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from data.loader import Dataset
 from data.tokenizer import BPETokenizer, Tokenizer, gpt2_ranks
-from exchange import hub_folder, names
+from exchange import hub_folder, hub_models, names
 from model import ModelConfig, require
 
 GPT2_VOCAB_SIZE = 50257
@@ -21,12 +21,21 @@ LLMC_LAYERS = ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_
 
 
 def read(source: Path, data: Path | None) -> dict[str, Any]:
-    """Return the checkpoint in a folder or a file, as ours. Raises ValueError if it is unknown."""
+    """Return the checkpoint in a folder or a file, or on the hub, as ours.
+
+    Raises ValueError if it is of an unknown kind, and OSError if there is none.
+    """
+    repository = None if source.exists() else hub_models.find(source.as_posix())
+    if repository is not None:
+        source = hub_models.fetch(repository)
     if source.is_dir():
         require(data is None, "a folder has its own tokenizer: leave out --data")
         return hub_folder.read(source)
     if not source.is_file():
-        raise FileNotFoundError(f"{source} is no folder or file: pass one that holds a checkpoint")
+        raise FileNotFoundError(
+            f"{source} is no folder or file: pass one that holds a checkpoint, or a name of the "
+            f"hub, which is OWNER/NAME@REVISION or one of {', '.join(hub_models.PINNED)}"
+        )
     with open(source, "rb") as file:
         start = np.frombuffer(file.read(4), "<i4").tolist()
     config, weights = read_llmc(source) if start == [LLMC_MAGIC] else read_nanogpt(source)

@@ -1,7 +1,14 @@
 """What convert.py writes is opened by the libraries that it is for, and comes back the same."""
 
+import functools
+import hashlib
 import json
 import random
+import re
+import shutil
+import threading
+from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +18,13 @@ import torch
 from safetensors import torch as safetensors
 
 import convert
+import files
 from data.bpe import train_bpe
 from data.hub_tokenizer import HubTokenizer
 from data.loader import Dataset
 from data.prepare import PrepareConfig, main, prepare
 from data.tokenizer import GPT2_PATTERN, BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer
-from exchange import gguf_file, hub_folder, vocabulary
+from exchange import gguf_file, hub_folder, hub_models, vocabulary
 from helpers import TINY, run_here, train_here, words, write_dataset
 from model import GPT, ModelConfig
 from sampling.load import load_model
@@ -517,3 +525,101 @@ def test_a_dataset_of_another_tokenizer_is_refused_with_the_way_out(
     (tmp_path / "tuned.toml").write_text(TUNED.format(dataset=write_dataset(tmp_path, "byte")))
     with pytest.raises(ValueError, match=r"vocab_size|prepare the data with --tokenizer="):
         train_here(tmp_path / "tuned.toml", tmp_path / "tuned", f"--init_from={tmp_path / 'run'}")
+
+
+# --- The hub --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder whose files are served as the hub serves its own, at the address of the hub."""
+    (tmp_path / "hub").mkdir()
+    quiet = type("Quiet", (SimpleHTTPRequestHandler,), {"log_message": lambda *_: None})
+    handler = functools.partial(quiet, directory=str(tmp_path / "hub"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_address[1]}")
+        monkeypatch.setattr(hub_models, "DOWNLOADS", tmp_path / "downloads")
+        yield tmp_path / "hub"
+        server.shutdown()
+
+
+COMMIT = "0123456789" * 4
+
+
+def publish(folder: Path, hub: Path, name: str) -> None:
+    """Put a folder on the hub, with a list of its files as the hub makes it."""
+    listed = []
+    (folder / "onnx").mkdir()
+    (folder / "onnx/model.onnx").write_bytes(b"not wanted")
+    for path in filter(Path.is_file, sorted(folder.rglob("*"))):
+        data, place = path.read_bytes(), path.relative_to(folder).as_posix()
+        blob = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+        entry = {"type": "file", "path": place, "size": len(data), "oid": blob}
+        if path.suffix == ".safetensors":
+            entry["lfs"] = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data)}
+        listed.append(entry)
+    shutil.copytree(folder, hub / name / "resolve" / COMMIT)
+    files.write_text(hub / f"api/models/{name}/tree/{COMMIT}", json.dumps(listed))
+    files.write_text(hub / f"api/models/{name}/revision/main", json.dumps({"sha": COMMIT}))
+
+
+@pytest.mark.parametrize("shards", [False, True])
+@torch.no_grad()
+def test_a_model_comes_from_the_hub_by_its_name_and_then_without_the_hub(
+    shards: bool, hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    theirs = gpt2_of_transformers(vocab_size=tokenizers()["bpe"].vocab_size)
+    options = {"max_shard_size": "20KB"} if shards else {}
+    publish(save_gpt2(theirs, tmp_path / "theirs", tokenizers()["bpe"], **options), hub, "me/small")
+    model, *_ = imported(Path("me/small@main"), tmp_path / "run")
+    torch.testing.assert_close(model(PROMPT_1T), theirs(PROMPT_1T).logits, atol=1e-4, rtol=0)
+    assert not list((tmp_path / "downloads").rglob("*.onnx"))
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody answers there
+    imported(Path(f"me/small@{COMMIT}"), tmp_path / "again")
+
+
+def test_a_model_that_changed_on_its_way_is_refused(
+    hub: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    theirs = gpt2_of_transformers(vocab_size=tokenizers()["bpe"].vocab_size)
+    publish(save_gpt2(theirs, tmp_path / "theirs", tokenizers()["bpe"]), hub, "me/small")
+    weights = hub / "me/small/resolve" / COMMIT / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    flags = ("me/small@main", f"--out_dir={tmp_path / 'run'}")
+    assert run_here(convert.main, "convert.py", "import", *flags) == 2
+    assert "is not the expected file (its hash differs)" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("source", ["gpt2", "me/small@main", f"me/small@{COMMIT}"])
+def test_without_a_network_a_name_of_the_hub_ends_in_one_sentence(
+    source: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(hub_models, "DOWNLOADS", tmp_path / "downloads")
+    flags = (source, f"--out_dir={tmp_path / 'run'}")
+    assert run_here(convert.main, "convert.py", "import", *flags) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: cannot download http://127.0.0.1:9/api/models/")
+    assert error.count("\n") == 1
+    assert "put them in a folder and give its path instead" in error
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("source", ["gtp2", "me/small", "../up@main", "/etc/passwd@main"])
+def test_what_is_neither_here_nor_a_name_of_the_hub_is_refused(
+    source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    flags = (source, f"--out_dir={tmp_path / 'run'}")
+    assert run_here(convert.main, "convert.py", "import", *flags) == 2
+    assert "OWNER/NAME@REVISION or one of gpt2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", hub_models.PINNED)
+def test_a_short_name_stands_for_a_commit(name: str):
+    _, revision = hub_models.PINNED[name]
+    assert re.fullmatch("[0-9a-f]{40}", revision)

@@ -29,6 +29,7 @@ LIBRARIES = {  # what a room may import besides torch, numpy and the standard li
     "data.download": {"requests"},
     "data.hub": {"requests"},
     "data.progress": {"tqdm"},
+    "data.hub_tokenizer": {"tokenizers"},
     "data.tokenizer": {"tiktoken"},
     "engine.cli": {"tyro"},
     "engine.metrics": {"tqdm"},
