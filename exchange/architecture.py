@@ -123,5 +123,5 @@ def from_json(found: dict[str, Any]) -> ModelConfig:
         n_inner=found["intermediate_size"],
         dropout=found["attention_dropout"],
         tie_embeddings=found["tie_word_embeddings"],
-        rope_theta=rope["rope_theta"],
+        rope_theta=float(rope["rope_theta"]),
     ).sized()
