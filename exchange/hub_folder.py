@@ -100,10 +100,12 @@ def generation(tokenizer: Tokenizer) -> dict[str, Any]:
 def tokenizer_config(tokenizer: Tokenizer, context_length: int) -> dict[str, Any]:
     """Return tokenizer_config.json.
 
-    It names the class, as transformers would else take that of the model, which has other rules.
+    It names the class, as transformers would else take that of the model, which has other rules;
+    and what a text becomes, as transformers 4 would else add token types, which GPT-2 would embed.
     """
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_input_names": ["input_ids", "attention_mask"],
         "model_max_length": context_length,
         "clean_up_tokenization_spaces": False,
     }

@@ -85,13 +85,13 @@ def test_transformers_opens_the_folder_and_computes_our_logits(
     ours = GPT(ModelConfig(**state["model_config"])).eval()
     ours.load_state_dict(state["model"])
     tokens = tokenizer.encode(words(20, "aeionrstlm"))[:20]
-    assert their_tokenizer(tokenizer.decode(tokens))["input_ids"] == tokens
+    inputs = their_tokenizer(tokenizer.decode(tokens), return_tensors="pt")
+    assert inputs["input_ids"].tolist() == [tokens]
     prompt_1T = torch.tensor([tokens])
     logits_1TV = ours(prompt_1T)[..., : tokenizer.vocab_size]
-    torch.testing.assert_close(theirs(prompt_1T).logits, logits_1TV, atol=1e-4, rtol=0)
+    torch.testing.assert_close(theirs(**inputs).logits, logits_1TV, atol=1e-4, rtol=0)
     greedy: dict[str, Any] = {"max_new_tokens": 20, "do_sample": False, "pad_token_id": 0}
-    greedy |= {"eos_token_id": None, "attention_mask": torch.ones_like(prompt_1T)}
-    found = theirs.generate(prompt_1T, **greedy)[0].tolist()
+    found = theirs.generate(**inputs, **greedy, eos_token_id=None)[0].tolist()
     for _ in range(20):
         logits_V = ours(torch.tensor([tokens]))[0, -1, : tokenizer.vocab_size]
         tokens = [*tokens, int(logits_V.argmax())]
@@ -208,8 +208,9 @@ def qwen3_of_transformers(**changes: Any) -> Any:
     sizes = {"hidden_size": 32, "intermediate_size": 80, "head_dim": 16}
     sizes |= {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
     sizes |= {"max_position_embeddings": 48, "vocab_size": 800}  # padded
-    rope = {"rope_type": "default", "rope_theta": 500.0}
-    config = transformers.Qwen3Config(**sizes | {"rope_parameters": rope} | changes)
+    rope: dict[str, Any] = {"rope_theta": 500.0}  # as transformers 4 wants it
+    rope |= {"rope_parameters": {"rope_type": "default", **rope}}
+    config = transformers.Qwen3Config(**sizes | rope | changes)
     return transformers.Qwen3ForCausalLM(config).eval()
 
 
