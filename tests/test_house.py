@@ -38,6 +38,7 @@ LIBRARIES = {  # what a room may import besides torch, numpy and the standard li
     "exchange.gguf_file": {"gguf"},
     "exchange.hub_folder": {"safetensors"},
     "viewer.picture": {"matplotlib"},
+    "viewer.record": {"tqdm"},
 }
 KNOWS = {  # data and the model know no other room
     "engine": {"model"},

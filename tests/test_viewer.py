@@ -114,6 +114,13 @@ def test_costs_are_the_losses_without_each_head_less_those_with_all():
     assert losses(model, TOKENS_1T).mean().item() == pytest.approx(expected.item(), abs=1e-5)
 
 
+def test_only_heads_that_a_page_shows_are_switched_off():
+    model = built(n_layer=2, n_head=13, n_embd=26)
+    costs_LHBN = costs(model, TOKENS_1T)
+    assert costs_LHBN[:, :12].isfinite().all()
+    assert costs_LHBN[:, 12].isnan().all()
+
+
 # --- Scores ---------------------------------------------------------------------------------------
 
 EIGHT_T = torch.tensor([5, 1, 7, 3] * 2)

@@ -1,5 +1,6 @@
 """Run a model and keep what its attention computed, which fused kernels never return."""
 
+import math
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -7,8 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
+from tqdm import tqdm
 
-from model import GPT, CausalSelfAttention, attention, repeat_heads
+from model import GPT, CausalSelfAttention, ModelConfig, attention, repeat_heads
+
+MOST_LAYERS = MOST_HEADS = 12  # a page with so many of 256 tokens opens in a few seconds
+SLOW = 5  # seconds, after which a bar is drawn
 
 
 @dataclass(frozen=True)
@@ -76,12 +81,21 @@ def losses(model: GPT, tokens_BT: Tensor) -> Tensor:
 
 
 def costs(model: GPT, tokens_BT: Tensor) -> Tensor:
-    """Return by how much each loss rises without each head (L, H, B, N), one head at a time."""
-    n_layer, n_head = model.config.n_layer, model.config.n_head
+    """Return by how much each loss rises without each head (L, H, B, N), one head at a time.
+
+    It is nan for a head that a page does not show: this takes long in a large model.
+    """
     before_BN = losses(model, tokens_BT)
-    costs_LHBN = before_BN.new_empty((n_layer, n_head, *before_BN.shape))
-    for layer in range(n_layer):
-        for head in range(n_head):
-            with switch_off(model, layer, head):
-                costs_LHBN[layer, head] = losses(model, tokens_BT) - before_BN
+    shape = (model.config.n_layer, model.config.n_head, *before_BN.shape)
+    costs_LHBN = before_BN.new_full(shape, math.nan)
+    heads = tqdm(shown_heads(model.config), "heads", leave=False, delay=SLOW, disable=None)
+    for layer, head in heads:
+        with switch_off(model, layer, head):
+            costs_LHBN[layer, head] = losses(model, tokens_BT) - before_BN
     return costs_LHBN
+
+
+def shown_heads(config: ModelConfig) -> list[tuple[int, int]]:
+    """Return the layer and head of each map on a page."""
+    layers = range(min(config.n_layer, MOST_LAYERS))
+    return [(layer, head) for layer in layers for head in range(min(config.n_head, MOST_HEADS))]

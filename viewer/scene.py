@@ -9,11 +9,10 @@ from model import GPT, ModelConfig
 from viewer.labels import costs_of, label
 from viewer.page import TEMPERATURES, Json, Names, number, packed, predictions, tensors
 from viewer.probe import Measured
-from viewer.record import costs, record
+from viewer.record import MOST_HEADS, MOST_LAYERS, costs, record, shown_heads
 from viewer.scores import NAMES, SCORES, uniform
 
-MOST_TOKENS = 256  # a page with so many tokens, layers and heads opens in a few seconds
-MOST_LAYERS = MOST_HEADS = 12
+MOST_TOKENS = 256
 MOST_BYTES = 64e6  # of one scene; if all checkpoints would take more, fewer are shown
 
 
@@ -24,12 +23,6 @@ class Checkpoint:
     step: int
     model: GPT
     measured: Measured
-
-
-def shown_heads(config: ModelConfig) -> list[tuple[int, int]]:
-    """Return the layer and head of each map."""
-    layers = range(min(config.n_layer, MOST_LAYERS))
-    return [(layer, head) for layer in layers for head in range(min(config.n_head, MOST_HEADS))]
 
 
 def most_checkpoints(config: ModelConfig, n_tokens: int) -> int:
