@@ -27,6 +27,7 @@ from model import ModelConfig, require
 OURS = "glassgpt"  # in config.json, what only this project knows of a model:
 ABOUT = ("step", "best_val_loss", "data")
 UNKNOWN: dict[str, Any] = {"step": 0, "best_val_loss": None, "data": {}}  # of another project's
+WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"  # of weights in several files
 
 
@@ -46,7 +47,8 @@ def export(state: dict[str, Any], folder: Path, license: str) -> None:
     with whole_folder(folder) as partial:
         for name, text in texts.items():
             files.write_text(partial / name, text)
-        save_file(names.to_hub(config, weights), partial / "model.safetensors", {"format": "pt"})
+        save_file(names.to_hub(config, weights), partial / WEIGHTS, {"format": "pt"})
+        shutil.copymode(partial / "config.json", partial / WEIGHTS)  # save_file lets no other read
 
 
 @contextlib.contextmanager
@@ -138,7 +140,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """Return the tensors of one file or of many. Raises ValueError if a file is damaged."""
-    shards = {"model.safetensors"}
+    shards = {WEIGHTS}
     if (folder / INDEX).exists():
         shards = set(map(str, read_json(folder / INDEX)["weight_map"].values()))
     weights: dict[str, Tensor] = {}

@@ -352,7 +352,7 @@ def test_a_page_can_compute_every_temperature_from_the_largest_logits(vocab_size
 
 
 def test_what_is_cut_is_said():
-    small = ModelConfig(vocab_size=V, n_layer=12, n_head=12, n_embd=768)
+    small = ModelConfig(vocab_size=V, n_layer=12, n_head=12, n_embd=768).sized()
     large = ModelConfig(vocab_size=V, n_layer=13, n_head=16, n_embd=1024)
     assert cuts(small, 256) == []
     assert cuts(large, 300) == [
