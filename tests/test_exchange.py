@@ -143,6 +143,11 @@ def test_what_was_exported_and_imported_is_exported_to_the_same_bytes(
     assert contents(tmp_path / "first") == contents(tmp_path / "second")
 
 
+def test_who_can_read_one_file_of_a_folder_can_read_all(tmp_path: Path):
+    hub_folder.export(state_of(tokenizers()["byte"]), tmp_path / "model", license="")
+    assert len({path.stat().st_mode for path in (tmp_path / "model").iterdir()}) == 1
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
