@@ -3,6 +3,7 @@
 python tests/test_tour.py    # run it, and store its outputs again
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,15 @@ def printed(cell: Any) -> str:
     return "".join(output.text for output in cell.outputs if output.output_type == "stream")
 
 
+def is_alike(before: str, now: str) -> bool:
+    """Compare what was printed: the last digit of 0.1234 may differ, as processors round apart."""
+    decimal = re.compile(r"\d+\.(\d+)")
+    if decimal.sub("#", before) != decimal.sub("#", now):
+        return False
+    pairs = zip(decimal.finditer(before), decimal.finditer(now), strict=True)
+    return all(abs(float(a[0]) - float(b[0])) < 1.5 * 10 ** -len(a[1]) for a, b in pairs)
+
+
 @pytest.fixture(scope="module")
 def stored() -> Cells:
     return code_cells(nbformat.read(TOUR, as_version=4))
@@ -68,7 +78,7 @@ def test_the_outputs_that_depend_on_no_training_are_those_of_a_run_now(
     first_trained = next(n for n, cell in enumerate(stored) if "train(model" in cell.source)
     assert first_trained > 20
     for before, now in zip(stored[:first_trained], executed, strict=False):
-        assert printed(before) == printed(now), AGAIN
+        assert is_alike(printed(before), printed(now)), AGAIN
 
 
 def test_every_cell_was_executed_in_order_and_none_failed(stored: Cells) -> None:
