@@ -121,12 +121,12 @@ def read(folder: Path) -> dict[str, Any]:
     found = read_json(folder / "config.json")
     try:
         config = architecture.from_json(found)
+        about = {key: ({OURS: UNKNOWN} | found)[OURS][key] for key in ABOUT}
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder / 'config.json'} is damaged: {error!r}") from error
     tokenizer = vocabulary.from_json(read_json(folder / "tokenizer.json"))
-    about = {OURS: UNKNOWN, **found}[OURS]
     weights = names.from_hub(config, read_weights(folder))
-    return without_padding(config, weights, tokenizer) | {key: about[key] for key in ABOUT}
+    return without_padding(config, weights, tokenizer) | about
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -24,6 +24,7 @@ QWEN3 = {  # our layer -> its name in Qwen3; c_attn is three layers there
     "mlp.c_fc": ("mlp.up_proj",),
     "mlp.c_proj": ("mlp.down_proj",),
 }
+MOST_LAYERS = 1000  # so that a damaged file does not build layers for hours
 IGNORED = (".attn.bias", ".attn.masked_bias", "rotary_emb.inv_freq")  # constants in old files
 TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # GPT-2 keeps these as (in, out)
 
@@ -94,9 +95,13 @@ def checked(config: ModelConfig, state: Mapping[str, Tensor]) -> dict[str, Tenso
 
 
 def shapes_of(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Return the shape of each weight of a GPT, by its name."""
-    with torch.device("meta"):
-        return {name: tuple(weight.shape) for name, weight in GPT(config).state_dict().items()}
+    """Return the shape of each weight of a GPT, by its name. Raises ValueError if there is none."""
+    require(config.n_layer <= MOST_LAYERS, f"n_layer must be at most {MOST_LAYERS:,}: got {config}")
+    try:
+        with torch.device("meta"):
+            return {name: tuple(weight.shape) for name, weight in GPT(config).state_dict().items()}
+    except (RuntimeError, TypeError) as error:  # more numbers than can be counted, or no numbers
+        raise ValueError(f"no model has the sizes of {config}") from error
 
 
 def is_transposed(name: str, config: ModelConfig) -> bool:

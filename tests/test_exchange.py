@@ -372,6 +372,14 @@ def damaged(folder: Path, change: str) -> Path:
             config["activation_function"] = "gelu"
         case "a field of another type":
             config["n_layer"] = "two"
+        case "more layers than anyone has":
+            config["n_layer"] = 2**40
+        case "a vocabulary beyond all memory":
+            config["vocab_size"] = 2**62
+        case "a field that is no number":
+            config["n_inner"] = True
+        case "a damaged note of ours":
+            config[hub_folder.OURS] = 3
         case "no JSON":
             (folder / "tokenizer.json").write_text("{")
             return folder
@@ -416,6 +424,10 @@ def damaged(folder: Path, change: str) -> Path:
         ("another architecture", "model_type must be gpt2 or qwen3: got llama"),
         ("another activation", "activation_function must be gelu_new: got gelu"),
         ("a field of another type", "config.json is damaged"),
+        ("more layers than anyone has", "n_layer must be at most 1,000"),
+        ("a vocabulary beyond all memory", "no model has the sizes of"),
+        ("a field that is no number", "no model has the sizes of"),
+        ("a damaged note of ours", "config.json is damaged"),
         ("no JSON", "tokenizer.json is not JSON"),
         ("too short", "model.safetensors is damaged"),
         ("a header larger than the file", "model.safetensors is damaged"),
