@@ -25,6 +25,7 @@ LAYERS = {  # of a block; Qwen3's queries, keys and values are apart
     "mlp.c_proj": "ffn_down",
 }
 OUTSIDE = {"wte": "token_embd", "wpe": "position_embd", "ln_f": "output_norm", "lm_head": "output"}
+Q8_BLOCK = 32  # numbers that share a scale
 NORMAL = 1  # llama.cpp's types of tokens
 CONTROL = 3
 LLAMA_CPP_END = 11  # the token at which it ends a text if the vocabulary names no other
@@ -78,6 +79,9 @@ def export(state: dict[str, Any], path: Path, kind: GGUFType) -> None:
     import gguf  # wanted for this only
 
     config, weights, tokenizer = hub_folder.unpadded(state)
+    widths = (config.n_embd, config.n_head * config.head_dim, config.n_inner)
+    fits = kind != "q8_0" or all(width % Q8_BLOCK == 0 for width in widths)
+    require(fits, f"q8_0 needs widths that are multiples of {Q8_BLOCK}: got {widths}; take f16")
     files.check_writable(path)
     with files.whole(path, "wb") as file:
         writer = gguf.GGUFWriter(file.name, "qwen3" if config.is_modern else "gpt2")

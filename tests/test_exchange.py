@@ -275,6 +275,12 @@ def test_a_qwen3_with_its_own_tokenizer_comes_in_and_goes_out_with_its_ids(tmp_p
     assert Dataset.open(tmp_path / "prepared").tokenizer.state() == ours.state()
 
 
+def test_a_width_that_q8_0_cannot_store_is_refused_with_the_way_out(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"multiples of 32: got \(48, 48, 192\); take f16"):
+        gguf_file.export(state_of(ByteTokenizer(), n_embd=48), tmp_path / "model.gguf", "q8_0")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_gguf_file_of_a_hub_tokenizer_is_refused_with_the_way_out(tmp_path: Path):
     state = state_of(HubTokenizer(qwen3_tokenizer().to_str()))
     with pytest.raises(ValueError, match="export a folder instead"):
