@@ -18,6 +18,7 @@ from data.documents import COLUMN
 from data.encode import encode_all
 from data.format import SPLITS
 from data.progress import progress
+from data.shards import adopt, find_shards
 from data.sources import NAMED, Corpus
 from data.split import Scan
 from data.stories import read_nats
@@ -85,25 +86,31 @@ class PrepareConfig:
 
 def prepare(config: PrepareConfig) -> None:
     """Turn the sources into a dataset. No file is written before all of them have been read."""
+    shards = find_shards(config.sources)
     with reserved(config.folder):
-        corpus = Corpus.find(config.sources, config.column)
-        fraction = config.val_fraction or corpus.val_fraction
-        about: dict[str, Any] = {"sources": config.sources, "val_fraction": fraction}
-        if corpus.skipped:
-            names = ", ".join(path.name for path in corpus.skipped[:3])
-            print(f"not UTF-8 text, so left out: {len(corpus.skipped)} files, such as {names}")
-        # An even sample for bpe needs the size of all the text; no other tokenizer does
-        scan = Scan.of(corpus, fraction, complete=config.tokenizer == "bpe")
-        tokenizer = make_tokenizer(config, corpus, scan)
-        total = scan.bytes if scan.is_complete else corpus.bytes
-        with new_dataset(config.folder, tokenizer) as writer, progress("encode", total) as bar:
-            for encoded in encode_all(scan.parts(corpus), tokenizer, separate=scan.documents > 1):
-                writer.files[encoded.part.split].write(encoded)
-                bar.update(encoded.bytes)
-            if config.sources == ("stories",):
-                about["entropy"] = entropy(read_nats(), scan, writer)
-            writer.commit(**about)
-    report(writer, about)
+        meta = adopt(shards, config.folder, config.tokenizer) if shards else write(config)
+    report(config.folder, meta)
+
+
+def write(config: PrepareConfig) -> dict[str, Any]:
+    """Write the tokens of the sources; return meta.json."""
+    corpus = Corpus.find(config.sources, config.column)
+    fraction = config.val_fraction or corpus.val_fraction
+    about: dict[str, Any] = {"sources": config.sources, "val_fraction": fraction}
+    if corpus.skipped:
+        names = ", ".join(path.name for path in corpus.skipped[:3])
+        print(f"not UTF-8 text, so left out: {len(corpus.skipped)} files, such as {names}")
+    # An even sample for bpe needs the size of all the text; no other tokenizer does
+    scan = Scan.of(corpus, fraction, complete=config.tokenizer == "bpe")
+    tokenizer = make_tokenizer(config, corpus, scan)
+    total = scan.bytes if scan.is_complete else corpus.bytes
+    with new_dataset(config.folder, tokenizer) as writer, progress("encode", total) as bar:
+        for encoded in encode_all(scan.parts(corpus), tokenizer, separate=scan.documents > 1):
+            writer.files[encoded.part.split].write(encoded)
+            bar.update(encoded.bytes)
+        if config.sources == ("stories",):
+            about["entropy"] = entropy(read_nats(), scan, writer)
+        return writer.commit(**about)
 
 
 def entropy(nats: list[float], scan: Scan, writer: DatasetWriter) -> dict[str, dict[str, float]]:
@@ -162,21 +169,21 @@ def training_sample(corpus: Corpus, scan: Scan) -> Iterator[str]:
                 yield part.text
 
 
-def report(writer: DatasetWriter, about: dict[str, Any]) -> None:
+def report(folder: Path, meta: dict[str, Any]) -> None:
     """Print what was written, and what to type next."""
     preset = "quickstart"
-    if "entropy" in about:
+    if "entropy" in meta:
         preset = "stories"
-        per_token = about["entropy"]["val"]["per_token"]
+        per_token = meta["entropy"]["val"]["per_token"]
         print(f"the entropy of val: {per_token:.4f} nats per token")
-    files = writer.files.values()
-    ratio = sum(file.bytes for file in files) / sum(file.tokens for file in files)
-    vocabulary = f"{writer.tokenizer.vocab_size:,} tokens, {ratio:.2f} bytes per token"
-    print(f"{writer.folder}: a vocabulary of {vocabulary}")
-    for split, file in writer.files.items():
-        sizes = f"{file.bytes:,} bytes, {file.documents:,} documents"
-        print(f"  {split:5} {file.tokens:>13,} tokens, {sizes}")
-    flags = f"--data.path={writer.folder} --out_dir=out/{writer.folder.name}"
+    splits = meta["splits"]
+    ratio = sum(s["bytes"] for s in splits.values()) / sum(s["tokens"] for s in splits.values())
+    vocabulary = f"{meta['vocab_size']:,} tokens, {ratio:.2f} bytes per token"
+    print(f"{folder}: a vocabulary of {vocabulary}")
+    for split, about in splits.items():
+        sizes = f"{about['bytes']:,} bytes, {about['documents']:,} documents"
+        print(f"  {split:5} {about['tokens']:>13,} tokens, {sizes}")
+    flags = f"--data.path={folder} --out_dir=out/{folder.name}"
     print(f"next: python train.py config/{preset}.toml {flags}")
 
 

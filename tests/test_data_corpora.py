@@ -85,7 +85,7 @@ def test_column_names_the_text_in_parquet_and_jsonl(tmp_path: Path):
 def test_a_parquet_file_without_the_column_is_refused_with_those_that_it_has(
     tmp_path: Path, columns: dict[str, list], column: str
 ):
-    path = write_parquet(tmp_path / "a.parquet", **columns)
+    path = write_parquet(tmp_path / "a.parquet", group=1, **columns)
     there = ", ".join(f"{n} .{'int64' if v == [1] else 'string'}." for n, v in columns.items())
     words = f"a.parquet has no text in a column {column}: name one of {there} by --column"
     with pytest.raises(ValueError, match=words):
