@@ -8,19 +8,30 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from data.format import FORMAT_VERSION, META, RANKS, SPLITS, check_sha256, token_dtype, token_file
-from data.tokenizer import Tokenizer, load_tokenizer
+from data.format import (
+    FORMAT_VERSION,
+    META,
+    SHARD_HEADER,
+    SPLITS,
+    Joined,
+    check_ids,
+    check_token_file,
+    read_tokenizer,
+    token_dtype,
+    token_file,
+)
+from data.tokenizer import Tokenizer
 from data.windows import cut_windows
 
 IGNORED = -100  # the target that torch's cross_entropy leaves out by default
-QUICKLY_READ = 200_000_000  # bytes; a file up to this size is checked as a whole when it is opened
 Batch = tuple[Tensor, Tensor]  # tokens_BT, targets_BT
 
 
@@ -41,6 +52,7 @@ class Dataset:
         self.tokenizer = tokenizer
         self.vocab_size = tokenizer.vocab_size
         self.end_of_text = tokenizer.end_of_text
+        self.header = SHARD_HEADER if "shards" in meta else 0  # bytes before the ids in a file
 
     @classmethod
     def open(cls, path: Path) -> "Dataset":
@@ -57,17 +69,24 @@ class Dataset:
             dataset = cls(path, meta, read_tokenizer(path, meta["tokenizer"]))
             if dataset.vocab_size != meta["vocab_size"]:
                 raise ValueError(f"vocab_size should be {dataset.vocab_size}")
-            for split in SPLITS:
-                dataset._check(split)
+            for file, about in chain.from_iterable(map(dataset._files, SPLITS)):
+                check_token_file(file, about, dataset.header, dataset.vocab_size)
             return dataset
         except (OSError, ValueError, KeyError, TypeError) as error:
             reason = f"{META} lacks {error}" if isinstance(error, KeyError) else error
             raise ValueError(f"{path} is damaged: {reason}; prepare it again") from error
 
     def tokens(self, split: str, first: int = 0) -> np.ndarray:
-        """Map the ids of "train" or "val", (N,), into memory; `first` > 0 takes only that many."""
-        file = self.path / token_file(split)
-        return np.memmap(file, token_dtype(self.vocab_size), mode="r")[: first or None]
+        """Map the ids of "train" or "val", (N,), into memory; `first` > 0 takes only that many.
+
+        The training ids of shards are a Joined: their length and slices are all that is ever used.
+        """
+        dtype = token_dtype(self.vocab_size)
+        maps = [np.memmap(path, dtype, "r", self.header) for path, _ in self._files(split)]
+        if len(maps) == 1:
+            return maps[0][: first or None]
+        is_read_whole = first > 0 or split == "val"
+        return Joined(maps)[: first or None] if is_read_whole else cast(np.ndarray, Joined(maps))
 
     def bits_per_byte(self, loss: float) -> float:
         """Convert a validation loss from nats per token, to compare it across tokenizers."""
@@ -92,31 +111,12 @@ class Dataset:
         """Return what a checkpoint stores of it: the tokenizer, and sizes and hashes of splits."""
         return {"tokenizer": self.tokenizer.state(), "data": self.meta["splits"]}
 
-    def _check(self, split: str) -> None:
-        """Raise ValueError if a token file is not the one that meta.json describes."""
+    def _files(self, split: str) -> list[tuple[Path, dict[str, Any]]]:
+        """Return the token files of a split, each with what meta.json says of it."""
         about = self.meta["splits"][split]
-        file = self.path / token_file(split)
-        expected = about["tokens"] * token_dtype(self.vocab_size).itemsize
-        size = file.stat().st_size
-        if size != expected:
-            raise ValueError(f"{file.name} should have {expected} bytes, not {size}")
-        if size <= QUICKLY_READ:
-            check_ids(self.tokens(split), self.vocab_size)
-            check_sha256(file, about["sha256"])
-
-
-def read_tokenizer(path: Path, state: dict[str, Any]) -> Tokenizer:
-    """Return the tokenizer that meta.json describes, with its ranks from their own file."""
-    if "ranks_sha256" in state:
-        check_sha256(path / RANKS, state["ranks_sha256"])
-        state = {**state, "ranks": (path / RANKS).read_text(encoding="utf-8")}
-    return load_tokenizer(state)
-
-
-def check_ids(ids: np.ndarray, vocab_size: int) -> None:
-    """Raise ValueError if an id is outside the vocabulary: a GPU would only say "assert"."""
-    if ids.max(initial=0) >= vocab_size:
-        raise ValueError(f"token {ids.max()} is outside its vocabulary of {vocab_size}")
+        if "shards" in self.meta:
+            return [(Path(self.meta["shards"], shard["file"]), shard) for shard in about["shards"]]
+        return [(self.path / token_file(split), about)]
 
 
 @dataclass(frozen=True)

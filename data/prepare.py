@@ -1,6 +1,6 @@
 """Turn text into token files: python -m data.prepare SOURCE... [--tokenizer=bpe] [--out=DIR]
 
-A SOURCE is a named corpus (stdlib, shakespeare, stories), a file or a folder. If there is more
+A SOURCE is a named corpus (such as stdlib or tinystories), a file or a folder. If there is more
 than one document, each begins with the end-of-text token, so that generation can start from it.
 """
 
@@ -13,9 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from data.bpe import train_bpe
+from data.corpora import HUB
+from data.documents import COLUMN
 from data.encode import encode_all
 from data.format import SPLITS
 from data.progress import progress
+from data.shards import adopt, find_shards
 from data.sources import NAMED, Corpus
 from data.split import Scan
 from data.stories import read_nats
@@ -42,23 +45,28 @@ class PrepareConfig:
     """Turn text into token files that train.py reads."""
 
     sources: Positional[tuple[str, ...]] = ()
-    """Named corpora (stdlib, shakespeare, stories), folders, or files (.txt, .jsonl, code; .gz)."""
+    """Folders, files (.txt, .jsonl, .parquet, code; .gz), or named corpora: stdlib, shakespeare,
+    stories, tinystories, wikitext, openwebtext, fineweb-edu. fineweb-edu:2 takes the first two
+    of its files, and fineweb-edu:FOLDER those in a folder."""
     tokenizer: str = "bpe"
     """bpe learns merges from the text, gpt2 takes GPT-2's; byte; char; or a run's folder."""
     vocab_size: int = 0
     """Size of a bpe vocabulary, counting the 256 bytes and end-of-text; 0 takes 4096."""
     out: Path | None = None
     """Folder to write; by default data/SOURCE_TOKENIZER, such as data/stdlib_bpe."""
-    val_fraction: float = 0.1
-    """Fraction of the text that is held back for validation."""
+    val_fraction: float = 0
+    """Fraction of the text that is held back for validation; 0 takes 0.1, and less of the large
+    named corpora: what data/corpora.py says."""
+    column: str = COLUMN
+    """Column of .parquet files, or field of .jsonl files, that holds the text."""
 
     def __post_init__(self) -> None:
         if not self.sources:
-            raise ValueError(f"name a file, a folder or one of {', '.join(NAMED)} to prepare")
+            raise ValueError(f"name a file, a folder or one of {NAMED} to prepare")
         if self.tokenizer not in KINDS and not Path(self.tokenizer).is_dir():
             kinds = ", ".join(KINDS)
             raise ValueError(f"tokenizer must be {kinds} or a run's folder: got {self.tokenizer}")
-        if not 0 < self.val_fraction < 1:
+        if not 0 <= self.val_fraction < 1:
             raise ValueError(f"val_fraction must lie between 0 and 1: got {self.val_fraction}")
         least = ByteTokenizer.vocab_size
         if self.vocab_size and (self.tokenizer != "bpe" or self.vocab_size < least):
@@ -70,28 +78,39 @@ class PrepareConfig:
     @property
     def folder(self) -> Path:
         """Return the folder to write: books/emma.txt.gz -> data/emma_bpe."""
-        stem = Path(self.sources[0]).resolve().name.split(".")[0]
+        name, _, _ = self.sources[0].partition(":")
+        source = name if name in HUB else self.sources[0]
+        stem = Path(source).resolve().name.split(".")[0]
         return self.out or Path("data", f"{stem}_{Path(self.tokenizer).name}")
 
 
 def prepare(config: PrepareConfig) -> None:
     """Turn the sources into a dataset. No file is written before all of them have been read."""
-    about: dict[str, Any] = {"sources": config.sources, "val_fraction": config.val_fraction}
+    shards = find_shards(config.sources)
     with reserved(config.folder):
-        corpus = Corpus.find(config.sources)
-        if corpus.skipped:
-            names = ", ".join(path.name for path in corpus.skipped[:3])
-            print(f"not UTF-8 text, so left out: {len(corpus.skipped)} files, such as {names}")
-        scan = Scan.of(corpus, config.val_fraction)
-        tokenizer = make_tokenizer(config, corpus, scan)
-        with new_dataset(config.folder, tokenizer) as writer, progress("encode", scan.bytes) as bar:
-            for encoded in encode_all(scan.parts(corpus), tokenizer, separate=scan.documents > 1):
-                writer.files[encoded.part.split].write(encoded)
-                bar.update(encoded.bytes)
-            if config.sources == ("stories",):
-                about["entropy"] = entropy(read_nats(), scan, writer)
-            writer.commit(**about)
-    report(writer, about)
+        meta = adopt(shards, config.folder, config.tokenizer) if shards else write(config)
+    report(config.folder, meta)
+
+
+def write(config: PrepareConfig) -> dict[str, Any]:
+    """Write the tokens of the sources; return meta.json."""
+    corpus = Corpus.find(config.sources, config.column)
+    fraction = config.val_fraction or corpus.val_fraction
+    about: dict[str, Any] = {"sources": config.sources, "val_fraction": fraction}
+    if corpus.skipped:
+        names = ", ".join(path.name for path in corpus.skipped[:3])
+        print(f"not UTF-8 text, so left out: {len(corpus.skipped)} files, such as {names}")
+    # An even sample for bpe needs the size of all the text; no other tokenizer does
+    scan = Scan.of(corpus, fraction, complete=config.tokenizer == "bpe")
+    tokenizer = make_tokenizer(config, corpus, scan)
+    total = scan.bytes if scan.is_complete else corpus.bytes
+    with new_dataset(config.folder, tokenizer) as writer, progress("encode", total) as bar:
+        for encoded in encode_all(scan.parts(corpus), tokenizer, separate=scan.documents > 1):
+            writer.files[encoded.part.split].write(encoded)
+            bar.update(encoded.bytes)
+        if config.sources == ("stories",):
+            about["entropy"] = entropy(read_nats(), scan, writer)
+        return writer.commit(**about)
 
 
 def entropy(nats: list[float], scan: Scan, writer: DatasetWriter) -> dict[str, dict[str, float]]:
@@ -120,8 +139,8 @@ def make_tokenizer(config: PrepareConfig, corpus: Corpus, scan: Scan) -> Tokeniz
             return ByteTokenizer()
         case "char":
             characters: set[str] = set()
-            for pieces in corpus.documents():
-                for piece in pieces:
+            for document in corpus.documents():
+                for piece in document:
                     characters.update(piece)
             return CharTokenizer("".join(characters), with_end_of_text=scan.documents > 1)
         case "bpe":
@@ -150,21 +169,21 @@ def training_sample(corpus: Corpus, scan: Scan) -> Iterator[str]:
                 yield part.text
 
 
-def report(writer: DatasetWriter, about: dict[str, Any]) -> None:
+def report(folder: Path, meta: dict[str, Any]) -> None:
     """Print what was written, and what to type next."""
     preset = "quickstart"
-    if "entropy" in about:
+    if "entropy" in meta:
         preset = "stories"
-        per_token = about["entropy"]["val"]["per_token"]
+        per_token = meta["entropy"]["val"]["per_token"]
         print(f"the entropy of val: {per_token:.4f} nats per token")
-    files = writer.files.values()
-    ratio = sum(file.bytes for file in files) / sum(file.tokens for file in files)
-    vocabulary = f"{writer.tokenizer.vocab_size:,} tokens, {ratio:.2f} bytes per token"
-    print(f"{writer.folder}: a vocabulary of {vocabulary}")
-    for split, file in writer.files.items():
-        sizes = f"{file.bytes:,} bytes, {file.documents:,} documents"
-        print(f"  {split:5} {file.tokens:>13,} tokens, {sizes}")
-    flags = f"--data.path={writer.folder} --out_dir=out/{writer.folder.name}"
+    splits = meta["splits"]
+    ratio = sum(s["bytes"] for s in splits.values()) / sum(s["tokens"] for s in splits.values())
+    vocabulary = f"{meta['vocab_size']:,} tokens, {ratio:.2f} bytes per token"
+    print(f"{folder}: a vocabulary of {vocabulary}")
+    for split, about in splits.items():
+        sizes = f"{about['bytes']:,} bytes, {about['documents']:,} documents"
+        print(f"  {split:5} {about['tokens']:>13,} tokens, {sizes}")
+    flags = f"--data.path={folder} --out_dir=out/{folder.name}"
     print(f"next: python train.py config/{preset}.toml {flags}")
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from data.documents import Document
 from data.format import SPLITS
 from data.progress import progress
 from data.sources import Corpus
@@ -32,7 +33,11 @@ class Part(NamedTuple):
 
 @dataclass(kw_only=True)
 class Scan:
-    """What a first reading of the corpus finds: all that is needed to split it."""
+    """What is known of the corpus: all that is needed to split it.
+
+    As soon as there are so many documents that they go whole, only the text of each decides. So
+    the first reading may end there, and what is left is found while the corpus is read for use.
+    """
 
     val_fraction: float
     documents: int = 0
@@ -41,24 +46,31 @@ class Scan:
     bytes: int = 0  # in UTF-8
     lengths: list[int] = field(default_factory=list)  # of the first documents, in characters
     validates: bytearray = field(default_factory=bytearray)  # per document: 1 if it validates whole
+    is_complete: bool = False
 
     @classmethod
-    def of(cls, corpus: Corpus, val_fraction: float) -> "Scan":
-        """Read the corpus once. Raises ValueError if it is not text, or if it is empty."""
+    def of(cls, corpus: Corpus, val_fraction: float, *, complete: bool = True) -> "Scan":
+        """Read the corpus: all of it if `complete`, else no more than decides how to split it.
+
+        Raises ValueError if that is not text, or if there is none.
+        """
         scan = cls(val_fraction=val_fraction)
-        with progress("scan") as bar:
-            for pieces in corpus.documents():
-                bar.update(scan.add(pieces))
+        with progress("scan", corpus.bytes if complete else None) as bar:
+            for document in corpus.documents():
+                bar.update(scan.add(document))
+                if scan.documents > MOST_CUT and not complete:
+                    return scan
+        scan.is_complete = True
         if not scan.bytes:
             raise ValueError("the sources hold no text: name at least one file with text in it")
         return scan
 
-    def add(self, pieces: Iterator[str]) -> int:
+    def add(self, document: Document) -> int:
         """Count one document; return its size in bytes."""
         characters = 0
         n_bytes = 0
         digest = hashlib.blake2b(digest_size=HASH_BYTES)
-        for piece in pieces:
+        for piece in document:
             data = piece.encode()
             digest.update(data)
             characters += len(piece)
@@ -91,25 +103,28 @@ class Scan:
         return 0 if self.validates[document] else sys.maxsize
 
     def parts(self, corpus: Corpus) -> Iterator[Part]:
-        """Read the corpus again, split. Raises ValueError if it differs from what was scanned."""
+        """Read the corpus, split. Raises ValueError if it differs from what was scanned."""
         changed = ValueError("the sources changed while they were read: prepare them again")
         documents = 0
         characters = 0
-        for pieces in corpus.documents():
+        for document in corpus.documents():
             if documents == self.documents:
-                raise changed
-            for part in split_document(pieces, self.train_characters(documents)):
+                if self.is_complete:
+                    raise changed
+                self.add(document)
+            for part in split_document(document, self.train_characters(documents)):
                 characters += len(part.text)
                 yield part
             documents += 1
         if (documents, characters) != (self.documents, self.characters):
             raise changed
+        self.is_complete = True
 
 
-def split_document(pieces: Iterator[str], train_characters: int) -> Iterator[Part]:
+def split_document(document: Document, train_characters: int) -> Iterator[Part]:
     """Yield the first `train_characters` of a document for training, the rest for validation."""
     started: set[str] = set()
-    for piece in pieces:
+    for piece in document:
         halves = (piece[:train_characters], piece[train_characters:])
         train_characters -= len(halves[0])
         for split, text in zip(SPLITS, halves, strict=True):

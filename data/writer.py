@@ -8,7 +8,7 @@ not even a power failure leaves half of one.
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -53,14 +53,19 @@ class TokenFile:
 
 
 @contextlib.contextmanager
-def new_dataset(folder: Path, tokenizer: Tokenizer) -> Iterator["DatasetWriter"]:
-    """Write a dataset into a folder. An error before `commit` leaves the old one as it is."""
+def new_dataset(
+    folder: Path, tokenizer: Tokenizer, splits: Sequence[str] = SPLITS
+) -> Iterator["DatasetWriter"]:
+    """Write a dataset, with token files of `splits`, into a folder.
+
+    An error before `commit` leaves the old one as it is.
+    """
     writer = DatasetWriter(folder, tokenizer)
     try:
         with contextlib.ExitStack() as stack:  # exits in reverse, so META is put in place last
             for name in (META, RANKS) if writer.ranks else (META,):
                 writer.texts[name] = stack.enter_context(whole(folder / name))
-            for split in SPLITS:
+            for split in splits:
                 stream = stack.enter_context(whole(folder / token_file(split), "wb"))
                 writer.files[split] = TokenFile(stream, writer.dtype)
             yield writer
@@ -83,8 +88,8 @@ class DatasetWriter:
         self.files: dict[str, TokenFile] = {}
         self.texts: dict[str, IO[str]] = {}
 
-    def commit(self, **about: Any) -> None:
-        """Make the files ready to replace the old dataset; `about` is added to meta.json."""
+    def commit(self, **about: Any) -> dict[str, Any]:
+        """Make the files ready to replace the old dataset; return meta.json, with `about` in it."""
         for split, file in self.files.items():
             if file.tokens < FEWEST_TOKENS:
                 raise ValueError(
@@ -106,8 +111,10 @@ class DatasetWriter:
         self.texts[META].write(json.dumps(meta, indent=2, ensure_ascii=False) + "\n")
         for stream in (*(file.stream for file in self.files.values()), *self.texts.values()):
             sync(stream)
-        for name in (META, RANKS):
+        others = [token_file(split) for split in SPLITS if split not in self.files]
+        for name in (META, RANKS, *others):
             (self.folder / name).unlink(missing_ok=True)
         sync_folder(self.folder)
         if not self.ranks:  # a preparation that was killed may have had some
             partial(self.folder / RANKS).unlink(missing_ok=True)
+        return meta

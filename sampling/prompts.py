@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from data.sources import MARK, text_field
+from data.documents import MARK, text_field
 from data.tokenizer import Tokenizer
 from sampling.load import Trained
 

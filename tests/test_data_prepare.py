@@ -209,8 +209,8 @@ def test_a_special_token_string_in_a_text_is_ordinary_text(tmp_path: Path):
 def test_a_file_in_blocks_has_the_pieces_of_the_whole(tmp_path: Path, monkeypatch):
     text = story(1, 5000)
     (tmp_path / "a.txt").write_text(text, "utf-8")
-    monkeypatch.setattr("data.sources.BLOCK", 1001)  # cuts characters of two and three bytes
-    monkeypatch.setattr("data.sources.cut", lambda text: cut(text, 300))
+    monkeypatch.setattr("data.documents.BLOCK", 1001)  # cuts characters of two and three bytes
+    monkeypatch.setattr("data.documents.cut", lambda text: cut(text, 300))
     pieces = [piece for document in Corpus.find([str(tmp_path)]).documents() for piece in document]
     assert "".join(pieces) == text
     assert len(pieces) > 50
@@ -249,7 +249,7 @@ def test_a_byte_order_mark_at_the_start_of_a_line_is_no_text_wherever_blocks_end
 ):
     data, documents = MARKED[name]
     (tmp_path / name).write_bytes(data)
-    monkeypatch.setattr("data.sources.BLOCK", block)
+    monkeypatch.setattr("data.documents.BLOCK", block)
     assert read(tmp_path / name) == documents
 
 
@@ -279,7 +279,7 @@ def test_a_vocabulary_of_characters_is_collected_piece_by_piece(tmp_path: Path, 
     monkeypatch.setattr(Corpus, "documents", documents)
     config = PrepareConfig(sources=("a",), tokenizer="char")
     tracemalloc.start()
-    tokenizer = make_tokenizer(config, Corpus(files=(), skipped=()), Scan(val_fraction=0.1))
+    tokenizer = make_tokenizer(config, Corpus(files=()), Scan(val_fraction=0.1))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert tokenizer.vocab_size == 26

@@ -1,0 +1,193 @@
+"""Documents in files: a text is one, a line of .jsonl is one, a row of .parquet is one.
+
+A document is an iterable of pieces, which can be gone through again. A text file is read in pieces
+each time, because it may be larger than the memory.
+
+A U+FEFF at the start of a line is not text but a byte order mark: some editors begin a file with
+one, and `cat a b` puts that of b on a later line. Elsewhere U+FEFF is a character like any other.
+"""
+
+import codecs
+import contextlib
+import gzip
+import json
+import re
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from data.tokenizer import END_OF_TEXT, cut, well_formed
+
+BLOCK = 2**20  # bytes read at a time
+ROWS = 256  # of a Parquet file, read at a time
+STRINGS = ("string", "large_string", "string_view")  # what Arrow calls the types of a text
+COLUMN = "text"  # the column or field that is read by default
+MARK = "\ufeff"  # the byte order mark
+TITLE = re.compile(r" = (?!= ).*(?<! =) = \n")  # of an article, but not of a section: " = = A = = "
+
+Document = Iterable[str]
+Reader = Callable[[Path, str], Iterator[Document]]  # of a file and the column that holds the text
+
+
+class NotTextError(ValueError):
+    """A file is not UTF-8 text."""
+
+    def __init__(self, path: Path, offset: int):
+        super().__init__(
+            f"{path} is not UTF-8 text, as byte {offset} shows: convert it or leave it out"
+        )
+
+
+class TextFile:
+    """A text file as a document: each time it is gone through, it is read."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __iter__(self) -> Iterator[str]:
+        return read_text(self.path)
+
+
+def read_documents(path: Path, column: str) -> Iterator[Document]:
+    """Yield the documents of a file, whose name says of which kind it is."""
+    match path.name.removesuffix(".gz").rpartition(".")[2]:
+        case "jsonl":
+            return read_jsonl(path, column)
+        case "parquet":
+            return read_parquet(path, column)
+    return iter([TextFile(path)])
+
+
+def read_text(path: Path) -> Iterator[str]:
+    """Yield a text file in pieces, which together have the same tokens as the whole text."""
+    rest = ""
+    for block in read_blocks(path):
+        rest += without_marks(block, before=rest[-1:] or "\n")
+        *pieces, rest = cut(rest) or [""]
+        yield from pieces
+    if rest:
+        yield rest
+
+
+def read_blocks(path: Path) -> Iterator[str]:
+    """Yield a text file in blocks, newlines as they are. Raises NotTextError with an offset."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    offset = 0
+    with open_bytes(path) as file:
+        while True:
+            undecoded = len(decoder.getstate()[0])  # the start of a character cut by the block
+            block = file.read(BLOCK)
+            if 0 in block:
+                raise NotTextError(path, offset + block.index(0))
+            try:
+                text = decoder.decode(block, final=not block)
+            except UnicodeDecodeError as error:
+                raise NotTextError(path, offset - undecoded + error.start) from None
+            if not block:
+                return
+            yield text
+            offset += len(block)
+
+
+def without_marks(text: str, before: str = "\n") -> str:
+    """Return `text`, which follows the character `before`, without its byte order marks."""
+    if MARK not in text:
+        return text
+    return re.sub(f"\n{MARK}+", "\n", before + text)[1:]
+
+
+def read_separated(path: Path, _: str) -> Iterator[Document]:
+    """Yield the texts of a file that are separated by end-of-text, as TinyStories are."""
+    rest = ""
+    for block in read_blocks(path):
+        *texts, rest = (rest + block).split(END_OF_TEXT)
+        for text in texts:
+            yield pieces_of(text.strip("\n"))
+    yield pieces_of(rest.strip("\n"))
+
+
+def read_jsonl(path: Path, column: str) -> Iterator[Document]:
+    """Yield the text of each line. Raises ValueError that names the line."""
+    with open_bytes(path) as file:
+        for number, line in enumerate(file, 1):
+            yield cut(text_field(line, f"{path}, line {number}", column))
+
+
+def text_field(line: bytes, place: str, *names: str) -> str:
+    """Return the text in a line of JSON: {"text": "Once"} -> Once. A blank line has none."""
+    try:
+        spelled = without_marks(line.decode(errors="surrogatepass"))
+        if not spelled.strip():
+            return ""
+        fields = json.loads(spelled)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{place}: this is not JSON: {error}") from error
+    found = fields if isinstance(fields, dict) else {}
+    texts = [found[name] for name in names if isinstance(found.get(name), str)]
+    if texts:
+        return without_marks(well_formed(texts[0]))
+    want = " or ".join(f'"{name}"' for name in names)
+    raise ValueError(f"{place}: want an object with a string {want}: got {line[:60]!r}")
+
+
+@contextlib.contextmanager
+def open_bytes(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for reading, decompressed if its name ends in .gz."""
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+            yield cast(BinaryIO, file)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} is not a whole gzip file: {error}") from error
+
+
+def read_parquet(path: Path, column: str) -> Iterator[Document]:
+    """Yield the text of each row. Raises ValueError if there is none."""
+    return map(pieces_of, read_rows(path, column))
+
+
+def read_articles(path: Path, column: str) -> Iterator[Document]:
+    """Yield the articles of a Parquet file of WikiText, each row of which is a line."""
+    lines: list[str] = []
+    for row in read_rows(path, column):
+        if TITLE.fullmatch(row) and any(map(str.strip, lines)):
+            yield pieces_of("".join(lines))
+            lines = []
+        lines.append(row or " \n")  # as the line was, before it was put into a row
+    yield pieces_of("".join(lines))
+
+
+def read_rows(path: Path, column: str) -> Iterator[str]:
+    """Yield the texts in a column of a Parquet file; a null is none."""
+    try:
+        import pyarrow
+        from pyarrow.parquet import ParquetFile
+    except ImportError:
+        raise ValueError(
+            f"{path} is read by pyarrow, which is missing: pip install pyarrow"
+        ) from None
+    try:
+        # Without these settings the whole of a row group is in memory, which may be the whole file
+        with ParquetFile(path, pre_buffer=False, buffer_size=BLOCK) as file:
+            types = {field.name: str(field.type) for field in file.schema_arrow}
+            name = choose_column(path, types, column)
+            for batch in file.iter_batches(ROWS, columns=[name], use_threads=False):
+                yield from (text for text in batch.column(0).to_pylist() if text is not None)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f"{path} is not a whole Parquet file: {error}") from error
+
+
+def choose_column(path: Path, types: dict[str, str], asked: str) -> str:
+    """Return the column asked for, or the only one of text. Raises ValueError if there is none."""
+    texts = [name for name, type_ in types.items() if type_ in STRINGS]
+    if asked in texts:
+        return asked
+    if asked == COLUMN and len(texts) == 1:
+        return texts[0]
+    columns = ", ".join(f"{name} ({type_})" for name, type_ in types.items())
+    raise ValueError(f"{path} has no text in a column {asked}: name one of {columns} by --column")
+
+
+def pieces_of(text: str) -> Document:
+    """Return a document of a text in memory."""
+    return cut(without_marks(well_formed(text)))

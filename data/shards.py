@@ -1,0 +1,98 @@
+"""Token shards, as llm.c and modded-nanogpt have them, made a dataset where they lie.
+
+A shard is NAME_train_000001.bin or NAME_val_000000.bin. It has 256 integers of four bytes (a magic
+number, the version, the number of tokens, and zeros), then GPT-2's ids, of two bytes each.
+Documents begin with end-of-text, and one may go on in the next shard.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import files
+from data.format import FEWEST_TOKENS, SHARD_HEADER, SPLITS
+from data.tokenizer import BPETokenizer, Tokenizer, gpt2_ranks
+from data.writer import new_dataset
+
+NAME = re.compile(r".+_(train|val)_(\d+)\.bin")
+MAGIC = 20240520
+LLAMA_MAGIC = 20240801  # of shards with Llama 3's tokens, of four bytes each
+VERSION = 1
+BLOCK = 2**20  # tokens that are counted at a time
+
+
+def find_shards(sources: Sequence[str]) -> dict[str, list[Path]]:
+    """Return the shards of each split, in order, if the only source is a folder of them.
+
+    Raises ValueError if some are missing.
+    """
+    found: defaultdict[str, list[Path]] = defaultdict(list)
+    folder = Path(sources[0])
+    for path in sorted(folder.glob("*.bin")) if len(sources) == 1 else ():
+        name = NAME.fullmatch(path.name)
+        if name:
+            found[name[1]].append(path)
+    for split in SPLITS if found else ():
+        numbers = [int(path.stem.rpartition("_")[2]) for path in found[split]]
+        if not numbers or numbers != list(range(numbers[0], numbers[0] + len(numbers))):
+            raise ValueError(
+                f"{folder} must have shards NAME_{split}_NUMBER.bin without a gap: got "
+                f"{len(numbers)}, with the numbers {numbers[:10]}; get those that are missing"
+            )
+    return found
+
+
+def adopt(shards: dict[str, list[Path]], out: Path, kind: str) -> dict[str, Any]:
+    """Make a dataset of shards, which stay where they are; return its meta.json."""
+    folder = shards["val"][0].parent.resolve()
+    if kind != "gpt2":
+        raise ValueError(f"{folder} has tokens of GPT-2: pass --tokenizer=gpt2, not {kind}")
+    tokenizer = BPETokenizer(gpt2_ranks(), kind=kind)
+    splits = {split: describe(shards[split], tokenizer) for split in SPLITS}
+    with new_dataset(out, tokenizer, splits=()) as writer:
+        return writer.commit(shards=str(folder), splits=splits)
+
+
+def describe(paths: Sequence[Path], tokenizer: Tokenizer) -> dict[str, Any]:
+    """Return what meta.json says about the shards of a split. Raises ValueError if one is wrong."""
+    counts_V = np.zeros(tokenizer.vocab_size, np.int64)
+    shards: list[dict[str, Any]] = []
+    for path in paths:
+        tokens_N = open_shard(path)
+        for block_n in np.split(tokens_N, range(BLOCK, len(tokens_N), BLOCK)):
+            if block_n.max() >= len(counts_V):
+                raise ValueError(f"{path} has token {block_n.max()}, which GPT-2 has not")
+            counts_V += np.bincount(block_n, minlength=len(counts_V))
+        sha256 = files.sha256(path)
+        shards.append({"file": path.name, "tokens": len(tokens_N), "sha256": sha256})
+    end = tokenizer.end_of_text
+    sizes_V = [len(tokenizer.token_bytes(i)) if i != end else 0 for i in range(len(counts_V))]
+    return {
+        "shards": shards,
+        "tokens": int(counts_V.sum()),
+        "bytes": int((counts_V * sizes_V).sum()),
+        "documents": int(counts_V[end]),
+    }
+
+
+def open_shard(path: Path) -> np.ndarray:
+    """Map the ids of a shard, (N,), into memory. Raises ValueError if it is none, or a part."""
+    header = np.fromfile(path, "<i4", SHARD_HEADER // 4)
+    magic, version, n = header[:3].tolist() if len(header) == SHARD_HEADER // 4 else (0, 0, 0)
+    if magic == LLAMA_MAGIC:
+        raise ValueError(f"{path} has tokens of Llama 3, not GPT-2: no tokenizer here reads them")
+    if (magic, version) != (MAGIC, VERSION):
+        raise ValueError(
+            f"{path} is no shard: it should begin with {MAGIC}, {VERSION}, not {magic}, {version}"
+        )
+    expected = SHARD_HEADER + 2 * n
+    size = path.stat().st_size
+    if n < FEWEST_TOKENS:
+        raise ValueError(f"{path} must have {FEWEST_TOKENS} tokens or more: got {n}")
+    if size != expected:
+        raise ValueError(f"{path} should have {expected:,} bytes, not {size:,}: get it again")
+    return np.memmap(path, "<u2", mode="r", offset=SHARD_HEADER)
