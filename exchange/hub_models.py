@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
+from data.corpora import DOWNLOADS
 from data.hub import Repository
-from data.sources import DOWNLOADS
 
 PINNED = {
     "gpt2": ("openai-community/gpt2", "607a30d783dfa663caf39e06633721c8d4cfcd7e"),
