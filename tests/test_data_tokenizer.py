@@ -155,7 +155,7 @@ def test_a_million_letters_or_spaces_in_a_row_are_encoded(text: str):
 @pytest.mark.parametrize(
     ("state", "reason"),
     [
-        ({}, "no char, byte, bpe or gpt2 tokenizer: got {}"),
+        ({}, "no char, byte, bpe, gpt2 or hub tokenizer: got {}"),
         ({"kind": "words"}, "got {'kind': 'words'}"),
         ({"kind": "char"}, "got {'kind': 'char'}"),
         ({"kind": "bpe", "pattern": "a", "ranks": "YQ== 0\n"}, "all 256 bytes"),
