@@ -19,7 +19,6 @@ from torch import Tensor
 from data.format import (
     FORMAT_VERSION,
     META,
-    SHARD_HEADER,
     SPLITS,
     Joined,
     check_ids,
@@ -52,7 +51,7 @@ class Dataset:
         self.tokenizer = tokenizer
         self.vocab_size = tokenizer.vocab_size
         self.end_of_text = tokenizer.end_of_text
-        self.header = SHARD_HEADER if "shards" in meta else 0  # bytes before the ids in a file
+        self.header = meta["header"] if "shards" in meta else 0  # bytes before the ids in a file
 
     @classmethod
     def open(cls, path: Path) -> "Dataset":

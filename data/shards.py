@@ -1,8 +1,10 @@
-"""Token shards, as llm.c and modded-nanogpt have them, made a dataset where they lie.
+"""GPT-2's tokens in the files of other projects, made a dataset where they lie.
 
-A shard is NAME_train_000001.bin or NAME_val_000000.bin. It has 256 integers of four bytes (a magic
-number, the version, the number of tokens, and zeros), then GPT-2's ids, of two bytes each.
-Documents begin with end-of-text, and one may go on in the next shard.
+A shard of llm.c or modded-nanogpt is NAME_train_000001.bin or NAME_val_000000.bin. It has 256
+integers of four bytes (a magic number, the version, the number of tokens, and zeros), then ids of
+two bytes each. Documents begin with end-of-text, and one may go on in the next shard.
+
+nanoGPT has train.bin and val.bin, of ids alone. There documents end with end-of-text.
 """
 
 import re
@@ -14,7 +16,7 @@ from typing import Any
 import numpy as np
 
 import files
-from data.format import FEWEST_TOKENS, SHARD_HEADER, SPLITS
+from data.format import FEWEST_TOKENS, META, SHARD_HEADER, SPLITS, token_file
 from data.tokenizer import BPETokenizer, Tokenizer, gpt2_ranks
 from data.writer import new_dataset
 
@@ -26,13 +28,23 @@ BLOCK = 2**20  # tokens that are counted at a time
 
 
 def find_shards(sources: Sequence[str]) -> dict[str, list[Path]]:
-    """Return the shards of each split, in order, if the only source is a folder of them.
+    """Return the files of each split, in order, if the only source is a folder of them.
 
-    Raises ValueError if some are missing.
+    Raises ValueError if some are missing, or have other tokens.
     """
     found: defaultdict[str, list[Path]] = defaultdict(list)
     folder = Path(sources[0])
-    for path in sorted(folder.glob("*.bin")) if len(sources) == 1 else ():
+    if len(sources) > 1 or (folder / META).exists():
+        return found
+    pair = {split: [folder / token_file(split)] for split in SPLITS}
+    if all(path.is_file() for [path] in pair.values()):
+        if (folder / "meta.pkl").exists():
+            raise ValueError(
+                f"{folder} has a vocabulary of its own in meta.pkl, which is not read, as a pickle "
+                "can run code: prepare its text again"
+            )
+        return pair
+    for path in sorted(folder.glob("*.bin")):
         name = NAME.fullmatch(path.name)
         if name:
             found[name[1]].append(path)
@@ -47,14 +59,15 @@ def find_shards(sources: Sequence[str]) -> dict[str, list[Path]]:
 
 
 def adopt(shards: dict[str, list[Path]], out: Path, kind: str) -> dict[str, Any]:
-    """Make a dataset of shards, which stay where they are; return its meta.json."""
+    """Make a dataset of files, which stay where they are; return its meta.json."""
     folder = shards["val"][0].parent.resolve()
+    header = SHARD_HEADER if NAME.fullmatch(shards["val"][0].name) else 0
     if kind != "gpt2":
         raise ValueError(f"{folder} has tokens of GPT-2: pass --tokenizer=gpt2, not {kind}")
     tokenizer = BPETokenizer(gpt2_ranks(), kind=kind)
     splits = {split: describe(shards[split], tokenizer) for split in SPLITS}
     with new_dataset(out, tokenizer, splits=()) as writer:
-        return writer.commit(shards=str(folder), splits=splits)
+        return writer.commit(shards=str(folder), header=header, splits=splits)
 
 
 def describe(paths: Sequence[Path], tokenizer: Tokenizer) -> dict[str, Any]:
@@ -80,7 +93,12 @@ def describe(paths: Sequence[Path], tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def open_shard(path: Path) -> np.ndarray:
-    """Map the ids of a shard, (N,), into memory. Raises ValueError if it is none, or a part."""
+    """Map the ids of a file, (N,), into memory. Raises ValueError if it has none, or a part."""
+    size = path.stat().st_size
+    if not NAME.fullmatch(path.name):
+        if size % 2 or size < 2 * FEWEST_TOKENS:
+            raise ValueError(f"{path} must have ids of two bytes each: got {size:,} bytes")
+        return np.memmap(path, "<u2", mode="r")
     header = np.fromfile(path, "<i4", SHARD_HEADER // 4)
     magic, version, n = header[:3].tolist() if len(header) == SHARD_HEADER // 4 else (0, 0, 0)
     if magic == LLAMA_MAGIC:
@@ -90,7 +108,6 @@ def open_shard(path: Path) -> np.ndarray:
             f"{path} is no shard: it should begin with {MAGIC}, {VERSION}, not {magic}, {version}"
         )
     expected = SHARD_HEADER + 2 * n
-    size = path.stat().st_size
     if n < FEWEST_TOKENS:
         raise ValueError(f"{path} must have {FEWEST_TOKENS} tokens or more: got {n}")
     if size != expected:

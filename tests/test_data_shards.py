@@ -12,6 +12,7 @@ from data.bigram import bigram_loss
 from data.format import Joined
 from data.loader import Batches, Dataset, Windows, eval_batches
 from data.prepare import PrepareConfig, prepare
+from data.shards import find_shards
 from helpers import run_here, train_here
 
 pytestmark = pytest.mark.usefixtures("gpt2_cache")
@@ -78,6 +79,44 @@ def test_shards_are_a_dataset_that_copies_nothing(shards: Path, tmp_path: Path):
     assert np.array_equal(dataset.tokens("val"), text_ids(400, 0))
     assert np.array_equal(dataset.tokens("val", 7), text_ids(400, 0)[:7])
     assert len(dataset.tokens("train", 600)) == 600
+
+
+@pytest.fixture
+def nanogpt(tmp_path: Path) -> Path:
+    """A folder as nanoGPT's data/openwebtext is after its prepare.py."""
+    folder = tmp_path / "openwebtext"
+    folder.mkdir()
+    (folder / "prepare.py").write_text("# not a text to learn from")
+    for split, n in (("train", 900), ("val", 400)):
+        text_ids(n, n).astype(np.uint16).tofile(folder / f"{split}.bin")
+    return folder
+
+
+def test_nanogpts_files_are_a_dataset_that_copies_nothing(nanogpt: Path, tmp_path: Path):
+    dataset = adopt(nanogpt, tmp_path / "out")
+    assert {path.name for path in dataset.path.iterdir()} == {"meta.json", "tokenizer.tiktoken"}
+    for split, n in (("train", 900), ("val", 400)):
+        assert np.array_equal(dataset.tokens(split), text_ids(n, n))
+    assert dataset.meta["splits"]["val"]["documents"] == 50
+
+
+def test_nanogpts_files_with_a_vocabulary_of_their_own_are_refused(nanogpt: Path, tmp_path: Path):
+    (nanogpt / "meta.pkl").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"meta\.pkl, which is not read"):
+        adopt(nanogpt, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_that_was_cut_within_an_id_is_refused(nanogpt: Path, tmp_path: Path):
+    (nanogpt / "val.bin").write_bytes(b"123")
+    with pytest.raises(ValueError, match="must have ids of two bytes each: got 3 bytes"):
+        adopt(nanogpt, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dataset_of_ours_is_not_taken_for_nanogpts(nanogpt: Path, tmp_path: Path):
+    (nanogpt / "meta.json").write_text("{}")
+    assert find_shards([str(nanogpt)]) == {}
 
 
 def test_meta_counts_tokens_documents_and_the_bytes_of_text(shards: Path, tmp_path: Path):
