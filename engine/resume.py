@@ -62,10 +62,10 @@ def restore(
             model.load_state_dict(origin["model"])
         return Progress()
     state = checkpoint.load(config.out_dir, "last")
-    saved_config = ModelConfig(**state["model_config"]).sized()  # an older one has fewer fields
-    check_same("model", asdict(model.config), asdict(saved_config))
     for what, asked in dataset.items():
         check_same(WORDS[what], asked, state[what])
+    saved_config = ModelConfig(**state["model_config"]).sized()  # an older one has fewer fields
+    check_same("model", asdict(model.config), asdict(saved_config))
     done, most = state["step"], config.max_steps
     require(done <= most, f"max_steps must be at least the {done} steps done: got {most}")
     unpack(state, model, optimizers)
@@ -74,7 +74,7 @@ def restore(
 
 def check_same(what: str, asked: dict[str, Any], saved: dict[str, Any]) -> None:
     """Raise ValueError that names what differs between this run and the checkpoint."""
-    for key in sorted(asked.keys() | saved.keys()):
+    for key in dict.fromkeys([*asked, *saved]):
         if key not in asked or key not in saved or asked[key] != saved[key]:
             raise ValueError(
                 f"the checkpoint has another {what}: its {key} differs from this run's; resume "

@@ -194,7 +194,7 @@ def test_a_query_of_the_cache_reads_what_attention_with_repeated_keys_does(
 
 # --- Rotary positions -----------------------------------------------------------------------------
 
-ROTARY = ModelConfig(architecture="modern", n_embd=24, n_head=3)
+ROTARY = ModelConfig(architecture="modern", n_embd=24, n_head=3).sized()
 
 
 @pytest.mark.parametrize("shift", [1, 7, 500])
@@ -213,7 +213,7 @@ def test_rotated_scores_depend_on_the_distance_alone(shift):
 
 @pytest.mark.parametrize("theta", [10_000.0, 500.0])
 def test_rotation_multiplies_each_pair_of_channels_by_a_complex_phase(theta):
-    config = ModelConfig(architecture="modern", n_embd=24, n_head=3, rope_theta=theta)
+    config = ModelConfig(architecture="modern", n_embd=24, n_head=3, rope_theta=theta).sized()
     torch.manual_seed(0)
     x_BHTD = torch.randn(B, H, 5, 8, dtype=torch.float64)
     # Su et al., 2021, eq. 12-15: pair i turns by position * theta^(-2i/D); a pair is (i, i + D/2)
@@ -431,7 +431,7 @@ def test_a_width_of_512_is_split_into_8_heads_of_64():
 
     config = ModelConfig(vocab_size=65, n_layer=1, n_head=8, n_embd=512)
     logits_BTV = GPT(config, spy)(torch.zeros(2, 3, dtype=torch.long))
-    assert config.head_dim == 64
+    assert config.sized().head_dim == 64
     assert shapes == [(2, 8, 3, 64)] * 3 + [(2, 8, 3, 3)]
     assert logits_BTV.shape == (2, 3, 65)
 

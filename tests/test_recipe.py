@@ -61,9 +61,8 @@ def completed(n_processes: int = 1, **asked: Any) -> TrainConfig:
 
 def test_a_completed_config_has_a_number_or_a_name_for_each_0_and_auto():
     config = completed()
-    assert config.model == ModelConfig(
-        vocab_size=50, n_layer=1, context_length=16, n_embd=64, n_head=1, n_kv_head=1
-    )
+    sizes: Any = {"n_embd": 64, "n_head": 1, "n_kv_head": 1, "head_dim": 64, "n_inner": 256}
+    assert config.model == ModelConfig(vocab_size=50, n_layer=1, context_length=16, **sizes)
     n_parameters = 12 * 64**2 + 13 * 64 + 2 * 64 + (50 + 16) * 64
     found = plan(n_parameters, 10_000, 16)
     assert (config.max_steps, config.batch_size) == (found.max_steps, found.batch_size)

@@ -766,11 +766,26 @@ def test_a_run_does_not_go_on_with_another_tokenizer(
     before = contents(undisturbed)
     data = write_dataset(tmp_path, "byte")
     flags = (f"--data.path={data}", "--resume")
-    assert "another tokenizer: its characters differ" in refusal(f"--out_dir={undisturbed}", *flags)
+    assert "another tokenizer: its kind differs" in refusal(f"--out_dir={undisturbed}", *flags)
     data = write_dataset(tmp_path, "char", letters="AEIONRSTLMÉ…")  # as many of them
     flags = (f"--data.path={data}", "--resume")
     assert "another tokenizer: its characters differ" in refusal(f"--out_dir={undisturbed}", *flags)
     assert contents(undisturbed) == before
+
+
+def test_a_run_goes_on_that_was_begun_before_heads_and_mlps_had_widths_of_their_own(
+    undisturbed: Path, tmp_path: Path
+):
+    out_dir = tmp_path / "run"
+    shutil.copytree(undisturbed, out_dir)
+    state = checkpoint.load(out_dir, "last")
+    for field in ("head_dim", "n_inner"):
+        del state["model_config"][field]
+    checkpoint.save(out_dir, state, ["last"])
+    config = (out_dir / "config.toml").read_text()
+    (out_dir / "config.toml").write_text(re.sub(r"model\.(head_dim|n_inner) = .*\n", "", config))
+    train_here(out_dir / "config.toml", out_dir, "--resume", "--max_steps=14")
+    assert checkpoint.load(out_dir, "last")["step"] == 14
 
 
 @pytest.mark.parametrize("cut", [slice(-1), slice(0), slice(1, None)])
