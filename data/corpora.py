@@ -25,12 +25,15 @@ class HubCorpus:
         """Return the files, downloaded unless a folder is given. Raises ValueError or OSError."""
         pattern = PurePosixPath(self.files)
         if part and not part.isdecimal():
-            found = sorted(Path(part).rglob(pattern.name))
-            if not found:
-                raise FileNotFoundError(
-                    f"{part} must be a folder with files {pattern.name} of {name}"
-                )
-            return found
+            # A copy of the repository has other texts beside these, in files of the same names
+            for names in (self.files, pattern.name):
+                found = sorted(Path(part).glob(names))
+                if found:
+                    return found
+            raise FileNotFoundError(
+                f"{part} must be a folder with files {self.files} or {pattern.name} of {name}: "
+                f"get them from {self.repository} on the hub"
+            )
         repository = Repository(self.repository, self.commit, "datasets")
         listed = repository.files(DOWNLOADS / name, "/".join(pattern.parts[:-1]))
         matching = [file for file in listed if fnmatch.fnmatch(file.name, self.files)]

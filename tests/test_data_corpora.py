@@ -236,6 +236,15 @@ def test_the_lines_of_wikitext_are_joined_to_articles(tmp_path: Path):
     assert read(f"wikitext:{tmp_path}") == ARTICLES
 
 
+def test_of_a_copy_of_the_repository_only_the_files_of_the_corpus_are_taken(tmp_path: Path):
+    for folder, text in (("wikitext-103-raw-v1", " the"), ("wikitext-103-v1", " <unk>")):
+        write_parquet(tmp_path / folder / "train-00000-of-00001.parquet", text=[text])
+    assert read(f"wikitext:{tmp_path}") == [" the"]
+    assert read(f"wikitext:{tmp_path / 'wikitext-103-v1'}") == [" <unk>"]
+    with pytest.raises(FileNotFoundError, match=r"files sample/10BT/\*\.parquet or"):
+        read(f"fineweb-edu:{tmp_path}")
+
+
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A hub that has all corpora, each of 14 files, and remembers what was fetched."""
@@ -294,7 +303,7 @@ def test_a_number_of_files_that_a_corpus_does_not_have_is_refused(hub: list[str]
 
 
 def test_a_folder_without_the_files_of_a_corpus_is_refused(tmp_path: Path):
-    with pytest.raises(FileNotFoundError, match=r"must be a folder with files \*\.parquet of fine"):
+    with pytest.raises(FileNotFoundError, match=r"files sample/10BT/\*\.parquet or \*\.parquet of fine"):
         read(f"fineweb-edu:{tmp_path}")
 
 
