@@ -34,7 +34,8 @@ class HubCorpus:
                 f"{part} must be a folder with files {self.files} or {pattern.name} of {name}: "
                 f"get them from {self.repository} on the hub"
             )
-        repository = Repository(self.repository, self.commit, "datasets")
+        way_out = f"get {self.files} of {self.repository} another way and pass {name}:FOLDER"
+        repository = Repository(self.repository, self.commit, "datasets", way_out)
         listed = repository.files(DOWNLOADS / name, "/".join(pattern.parts[:-1]))
         matching = [file for file in listed if fnmatch.fnmatch(file.name, self.files)]
         n = int(part) if part else self.first or len(matching)

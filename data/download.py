@@ -43,7 +43,7 @@ def fetch(url: str, path: Path, digest: str, size: int | None = None) -> None:
                 complete(Part(file, digest, size), url, path)
                 files.sync(file)
         except BaseException:  # Ctrl-C as well
-            if partial.stat().st_size == 0:
+            if partial.exists() and partial.stat().st_size == 0:
                 partial.unlink()
             raise
         partial.replace(path)
@@ -182,7 +182,7 @@ def seconds_to_wait(headers: Mapping[str, str]) -> int:
     return BUSY_SECONDS
 
 
-def refusal(url: str, error: OSError, way_out: str) -> OSError:
+def refusal(url: str, error: Exception, way_out: str) -> OSError:
     """Return what to raise if nothing comes from `url`: requests' own errors are long."""
     import requests
 

@@ -295,6 +295,13 @@ def test_a_known_corpus_is_prepared_from_so_many_files_with_its_own_fraction(
     assert Corpus.find([source, "stdlib"]).val_fraction == fraction
 
 
+def test_without_a_network_a_corpus_says_to_pass_a_folder_by_its_name(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody answers there
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OSError, match=r"train-\*\.parquet of Sales.* and pass wikitext:FOLDER$"):
+        read("wikitext")
+
+
 @pytest.mark.parametrize("n", ["0", "15"])
 def test_a_number_of_files_that_a_corpus_does_not_have_is_refused(hub: list[str], n: str):
     with pytest.raises(ValueError, match=f"fineweb-edu has 14 files: got fineweb-edu:{n}"):
@@ -303,7 +310,9 @@ def test_a_number_of_files_that_a_corpus_does_not_have_is_refused(hub: list[str]
 
 
 def test_a_folder_without_the_files_of_a_corpus_is_refused(tmp_path: Path):
-    with pytest.raises(FileNotFoundError, match=r"files sample/10BT/\*\.parquet or \*\.parquet of fine"):
+    with pytest.raises(
+        FileNotFoundError, match=r"files sample/10BT/\*\.parquet or \*\.parquet of fine"
+    ):
         read(f"fineweb-edu:{tmp_path}")
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -414,6 +415,73 @@ def test_a_hub_that_cannot_be_reached_or_answers_nonsense_is_told_with_a_way_out
         server.answers = list(answers)
         with pytest.raises(OSError, match=r"cannot download .*put them in a folder and give its"):
             REPOSITORY.files(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        {"error": "busy"},
+        {},
+        None,
+        ["a"],
+        [{"path": "a"}],
+        [{"type": "file", "path": "a", "size": 1}],
+        [{"type": "file", "path": "a", "size": "1", "oid": SHA256}],
+        [{"type": "file", "path": "a", "size": 1, "lfs": {}}],
+    ],
+)
+def test_an_answer_of_another_shape_than_the_hubs_is_told_with_a_way_out(
+    server: Server, tmp_path: Path, page: Any
+):
+    server.content[TREE] = json.dumps(page).encode()
+    with pytest.raises(OSError, match=r"cannot download .*put them in a folder and give its"):
+        REPOSITORY.files(tmp_path)
+
+
+@pytest.mark.parametrize("page", [{}, [], {"sha": 1}, {"sha": "main"}])
+def test_a_revision_without_a_commit_is_told_with_a_way_out(server: Server, page: Any):
+    server.content["/api/models/someone/model/revision/main"] = json.dumps(page).encode()
+    with pytest.raises(OSError, match=r"cannot download .*put them in a folder and give its"):
+        Repository("someone/model", "main", "models").at_commit()
+
+
+KEY = json.dumps(f"someone/texts@{COMMIT}/")
+
+
+@pytest.mark.parametrize("kept", ["{", "[]", "1", f"{{{KEY}: 1}}", f'{{{KEY}: [["a"]]}}', "\udcff"])
+def test_a_damaged_list_of_files_is_made_again(hub: Server, tmp_path: Path, kept: str):
+    (tmp_path / ".files.json").write_text(kept, "utf-8", "surrogateescape")
+    assert len(REPOSITORY.files(tmp_path)) == 2
+    hub.content.clear()
+    assert len(REPOSITORY.files(tmp_path)) == 2
+
+
+def test_a_file_that_has_nearly_arrived_needs_room_only_for_its_rest(
+    hub: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    chosen = REPOSITORY.files(tmp_path)
+    partial = files.partial(tmp_path / "b/large 1.txt")
+    partial.parent.mkdir()
+    partial.write_bytes(DATA[:-10])
+    for free in (11, 12):  # the other file has two bytes
+        usage = SimpleNamespace(free=free)
+        monkeypatch.setattr(data.download.shutil, "disk_usage", lambda _, usage=usage: usage)
+        refused = pytest.raises(OSError, match="must have room for 12 bytes more")
+        with refused if free < 12 else contextlib.nullcontext():
+            REPOSITORY.fetch(chosen, tmp_path)
+    assert (tmp_path / "b/large 1.txt").read_bytes() == DATA
+
+
+def test_what_keeps_a_file_from_being_written_is_what_is_raised(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def refuse(*_: object) -> None:
+        raise PermissionError("Permission denied")
+
+    monkeypatch.setattr(data.download, "open", refuse, raising=False)
+    with pytest.raises(PermissionError, match="Permission denied"):
+        fetch(server.url, tmp_path / "name", SHA256)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_room_for_all_files_is_checked_before_the_first(server: Server, tmp_path: Path):
