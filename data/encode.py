@@ -25,7 +25,16 @@ class Encoded(NamedTuple):
 
 
 def encode_all(parts: Iterable[Part], tokenizer: Tokenizer, *, separate: bool) -> Iterator[Encoded]:
-    """Yield all parts with their tokens; `separate` puts end-of-text before each document."""
+    """Yield all parts with their tokens; `separate` puts end-of-text before each document.
+
+    Raises ValueError if the tokenizer has no end-of-text to separate them by.
+    """
+    if separate and tokenizer.end_of_text is None:
+        kind = tokenizer.state()["kind"]
+        raise ValueError(
+            f"several documents are separated by end-of-text, which this {kind} tokenizer has not: "
+            "give one document, or another --tokenizer"
+        )
     own = threading.local()
 
     def begin_thread() -> None:

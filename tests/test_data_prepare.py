@@ -164,6 +164,16 @@ def test_few_documents_are_each_cut_in_two(tmp_path: Path):
     assert decoded(dataset, "val") == ["0", "1", "2"]
 
 
+def test_a_tokenizer_without_end_of_text_is_refused_for_several_documents(
+    stories: Path, tmp_path: Path, monkeypatch
+):
+    tokenizer = CharTokenizer(story(1), with_end_of_text=False)  # as a run on one text has it
+    monkeypatch.setattr("data.prepare.make_tokenizer", lambda *_: tokenizer)
+    with pytest.raises(ValueError, match=r"which this char tokenizer has not: give one document"):
+        build(stories, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_bpe_vocabulary_counts_end_of_text_as_its_last_id(stories: Path, tmp_path: Path):
     dataset = build(stories, out=tmp_path / "out", vocab_size=290)
     assert (dataset.vocab_size, dataset.tokenizer.end_of_text) == (290, 289)
