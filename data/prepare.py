@@ -17,7 +17,7 @@ from data.corpora import HUB
 from data.documents import COLUMN
 from data.encode import encode_all
 from data.format import SPLITS
-from data.progress import progress
+from data.progress import print_left_out, progress
 from data.shards import adopt, find_shards
 from data.sources import NAMED, Corpus
 from data.split import Scan
@@ -85,8 +85,13 @@ class PrepareConfig:
 
 
 def prepare(config: PrepareConfig) -> None:
-    """Turn the sources into a dataset. No file is written before all of them have been read."""
+    """Turn the sources into a dataset. Nothing is put in place before all have been read."""
     shards = find_shards(config.sources)
+    if shards and (config.val_fraction or config.column != COLUMN):
+        raise ValueError(
+            f"{config.sources[0]} has tokens, which are split already and have no columns: leave "
+            "out --val_fraction and --column"
+        )
     with reserved(config.folder):
         meta = adopt(shards, config.folder, config.tokenizer) if shards else write(config)
     report(config.folder, meta)
@@ -97,9 +102,7 @@ def write(config: PrepareConfig) -> dict[str, Any]:
     corpus = Corpus.find(config.sources, config.column)
     fraction = config.val_fraction or corpus.val_fraction
     about: dict[str, Any] = {"sources": config.sources, "val_fraction": fraction}
-    if corpus.skipped:
-        names = ", ".join(path.name for path in corpus.skipped[:3])
-        print(f"not UTF-8 text, so left out: {len(corpus.skipped)} files, such as {names}")
+    print_left_out("not UTF-8 text", corpus.skipped)
     # An even sample for bpe needs the size of all the text; no other tokenizer does
     scan = Scan.of(corpus, fraction, complete=config.tokenizer == "bpe")
     tokenizer = make_tokenizer(config, corpus, scan)

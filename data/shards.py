@@ -1,14 +1,14 @@
 """GPT-2's tokens in the files of other projects, made a dataset where they lie.
 
-A shard of llm.c or modded-nanogpt is NAME_train_000001.bin or NAME_val_000000.bin. It has 256
-integers of four bytes (a magic number, the version, the number of tokens, and zeros), then ids of
-two bytes each. Documents begin with end-of-text, and one may go on in the next shard.
+A shard of llm.c or modded-nanogpt is NAME_train_000001.bin or NAME_val_000000.bin, or has no number
+if it is the only one of its split. It has 256 integers of four bytes (a magic number, the version,
+the number of tokens, and zeros), then ids of two bytes each. Documents begin with end-of-text, and
+one may go on in the next shard.
 
 nanoGPT has train.bin and val.bin, of ids alone. There documents end with end-of-text.
 """
 
 import re
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,12 @@ import numpy as np
 
 import files
 from data.format import FEWEST_TOKENS, META, SHARD_HEADER, SPLITS, token_file
+from data.progress import print_left_out
+from data.sources import walk
 from data.tokenizer import BPETokenizer, Tokenizer, gpt2_ranks
 from data.writer import new_dataset
 
-NAME = re.compile(r".+_(train|val)_(\d+)\.bin")
+NAME = re.compile(r"(?P<corpus>.+)_(?P<split>train|val)(?:_(?P<number>\d+))?\.bin")
 MAGIC = 20240520
 LLAMA_MAGIC = 20240801  # of shards with Llama 3's tokens, of four bytes each
 VERSION = 1
@@ -32,10 +34,9 @@ def find_shards(sources: Sequence[str]) -> dict[str, list[Path]]:
 
     Raises ValueError if some are missing, or have other tokens.
     """
-    found: defaultdict[str, list[Path]] = defaultdict(list)
     folder = Path(sources[0])
     if len(sources) > 1 or (folder / META).exists():
-        return found
+        return {}
     pair = {split: [folder / token_file(split)] for split in SPLITS}
     if all(path.is_file() for [path] in pair.values()):
         if (folder / "meta.pkl").exists():
@@ -44,18 +45,32 @@ def find_shards(sources: Sequence[str]) -> dict[str, list[Path]]:
                 "can run code: prepare its text again"
             )
         return pair
-    for path in sorted(folder.glob("*.bin")):
-        name = NAME.fullmatch(path.name)
-        if name:
-            found[name[1]].append(path)
-    for split in SPLITS if found else ():
-        numbers = [int(path.stem.rpartition("_")[2]) for path in found[split]]
-        if not numbers or numbers != list(range(numbers[0], numbers[0] + len(numbers))):
-            raise ValueError(
-                f"{folder} must have shards NAME_{split}_NUMBER.bin without a gap: got "
-                f"{len(numbers)}, with the numbers {numbers[:10]}; get those that are missing"
-            )
+    named = {path: NAME.fullmatch(path.name) for path in sorted(folder.glob("*.bin"))}
+    names = {path: name.groupdict() for path, name in named.items() if name}
+    corpora = sorted({name["corpus"] for name in names.values()})
+    if len(corpora) > 1:
+        raise ValueError(
+            f"{folder} must have the shards of one corpus: got those of {', '.join(corpora)}; put "
+            "each into a folder of its own"
+        )
+    found: dict[str, list[Path]] = {}
+    for split in SPLITS if names else ():
+        found[split] = [path for path, name in names.items() if name["split"] == split]
+        check_numbers(folder, split, [names[path]["number"] for path in found[split]])
     return found
+
+
+def check_numbers(folder: Path, split: str, numbers: Sequence[str | None]) -> None:
+    """Raise ValueError if the shards of a split are not one without a number, or have a gap."""
+    if list(numbers) == [None]:
+        return
+    whole = [int(number) for number in numbers if number is not None]
+    if not whole or len(whole) < len(numbers) or whole != list(range(whole[0], whole[-1] + 1)):
+        raise ValueError(
+            f"{folder} must have shards NAME_{split}_NUMBER.bin without a gap, or only "
+            f"NAME_{split}.bin: got {len(numbers)}, with the numbers {whole[:10]}; get those that "
+            "are missing, or move the others away"
+        )
 
 
 def adopt(shards: dict[str, list[Path]], out: Path, kind: str) -> dict[str, Any]:
@@ -64,6 +79,9 @@ def adopt(shards: dict[str, list[Path]], out: Path, kind: str) -> dict[str, Any]
     header = SHARD_HEADER if NAME.fullmatch(shards["val"][0].name) else 0
     if kind != "gpt2":
         raise ValueError(f"{folder} has tokens of GPT-2: pass --tokenizer=gpt2, not {kind}")
+    taken = {path.name for paths in shards.values() for path in paths}
+    others = [path for path in walk(folder) if path.parent != folder or path.name not in taken]
+    print_left_out("not token files", others)
     tokenizer = BPETokenizer(gpt2_ranks(), kind=kind)
     splits = {split: describe(shards[split], tokenizer) for split in SPLITS}
     with new_dataset(out, tokenizer, splits=()) as writer:

@@ -74,6 +74,7 @@ def test_shards_are_a_dataset_that_copies_nothing(shards: Path, tmp_path: Path):
     dataset = adopt(shards, tmp_path / "out")
     assert {path.name for path in dataset.path.iterdir()} == {"meta.json", "tokenizer.tiktoken"}
     assert {path: path.read_bytes() for path in shards.iterdir()} == before
+    assert isinstance(dataset.tokens("train"), Joined)  # so it is not in memory
     assert len(dataset.tokens("train")) == 900
     assert np.array_equal(dataset.tokens("train")[:], text_ids(900, 1))
     assert np.array_equal(dataset.tokens("val"), text_ids(400, 0))
@@ -117,6 +118,46 @@ def test_a_file_that_was_cut_within_an_id_is_refused(nanogpt: Path, tmp_path: Pa
 def test_a_dataset_of_ours_is_not_taken_for_nanogpts(nanogpt: Path, tmp_path: Path):
     (nanogpt / "meta.json").write_text("{}")
     assert find_shards([str(nanogpt)]) == {}
+
+
+def test_what_else_is_in_the_folder_is_said_to_be_left_out(nanogpt: Path, tmp_path: Path, capsys):
+    (nanogpt / "more").mkdir()
+    (nanogpt / "more/val.bin").write_text("a text")
+    adopt(nanogpt, tmp_path / "out")
+    said = "not token files, so left out: 2 files, such as val.bin, prepare.py\n"
+    assert said in capsys.readouterr().out
+
+
+def test_nothing_is_said_if_all_files_are_shards(shards: Path, tmp_path: Path, capsys):
+    adopt(shards, tmp_path / "out")
+    assert "left out" not in capsys.readouterr().out
+
+
+def test_shards_without_a_number_are_taken_if_they_are_alone_in_their_split(tmp_path: Path, capsys):
+    folder = tmp_path / "TinyStories"
+    write_shard(folder / "TinyStories_train.bin", text_ids(900, 1))
+    write_shard(folder / "TinyStories_val.bin", text_ids(400, 0))
+    dataset = adopt(folder, tmp_path / "out")
+    assert np.array_equal(dataset.tokens("train"), text_ids(900, 1))
+    assert np.array_equal(dataset.tokens("val"), text_ids(400, 0))
+    write_shard(folder / "TinyStories_train_000001.bin", text_ids(900, 2))
+    with pytest.raises(ValueError, match=r"or only NAME_train.bin: got 2, with the numbers \[1\]"):
+        find_shards([str(folder)])
+
+
+def test_shards_of_two_corpora_in_one_folder_are_refused(shards: Path):
+    write_shard(shards / "other_train_000003.bin", text_ids(900, 2))
+    with pytest.raises(ValueError, match="of one corpus: got those of fineweb, other; put each"):
+        find_shards([str(shards)])
+
+
+@pytest.mark.parametrize("flag", ["--val_fraction=0.2", "--column=content"])
+def test_what_only_text_can_be_asked_is_refused_of_tokens(
+    shards: Path, tmp_path: Path, capsys, flag: str
+):
+    assert command(shards, "--tokenizer=gpt2", flag, f"--out={tmp_path / 'out'}") == 2
+    assert "leave out --val_fraction and --column" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_meta_counts_tokens_documents_and_the_bytes_of_text(shards: Path, tmp_path: Path):
@@ -228,8 +269,8 @@ def a_gap(folder: Path) -> None:
         (no_tokens, "_000002.bin must have 2 tokens or more: got 0"),
         (only_a_header, "is no shard"),
         (foreign_ids, "_000002.bin has token 50999, which GPT-2 has not"),
-        (no_val, "must have shards NAME_val_NUMBER.bin without a gap: got 0"),
-        (a_gap, "without a gap: got 2, with the numbers [1, 3]; get those that are missing"),
+        (no_val, "NAME_val_NUMBER.bin without a gap, or only NAME_val.bin: got 0"),
+        (a_gap, "NAME_train.bin: got 2, with the numbers [1, 3]; get those that are missing"),
     ],
 )
 def test_a_wrong_shard_is_refused_in_a_sentence_and_nothing_is_written(
