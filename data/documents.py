@@ -17,12 +17,10 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, cast
 
+from data.parquet import read_rows
 from data.tokenizer import END_OF_TEXT, cut, well_formed
 
 BLOCK = 2**20  # bytes read at a time
-ROWS = 256  # of a Parquet file, read at a time
-STRINGS = ("string", "large_string", "string_view")  # what Arrow calls the types of a text
-COLUMN = "text"  # the column or field that is read by default
 MARK = "\ufeff"  # the byte order mark
 TITLE = re.compile(r" = (?!= ).*(?<! =) = \n")  # of an article, but not of a section: " = = A = = "
 
@@ -155,37 +153,6 @@ def read_articles(path: Path, column: str) -> Iterator[Document]:
             lines = []
         lines.append(row or " \n")  # as the line was, before it was put into a row
     yield pieces_of("".join(lines))
-
-
-def read_rows(path: Path, column: str) -> Iterator[str]:
-    """Yield the texts in a column of a Parquet file; a null is none."""
-    try:
-        import pyarrow
-        from pyarrow.parquet import ParquetFile
-    except ImportError:
-        raise ValueError(
-            f"{path} is read by pyarrow, which is missing: pip install pyarrow"
-        ) from None
-    try:
-        # Without these settings the whole of a row group is in memory, which may be the whole file
-        with ParquetFile(path, pre_buffer=False, buffer_size=BLOCK) as file:
-            types = {field.name: str(field.type) for field in file.schema_arrow}
-            name = choose_column(path, types, column)
-            for batch in file.iter_batches(ROWS, columns=[name], use_threads=False):
-                yield from (text for text in batch.column(0).to_pylist() if text is not None)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"{path} is not a whole Parquet file: {error}") from error
-
-
-def choose_column(path: Path, types: dict[str, str], asked: str) -> str:
-    """Return the column asked for, or the only one of text. Raises ValueError if there is none."""
-    texts = [name for name, type_ in types.items() if type_ in STRINGS]
-    if asked in texts:
-        return asked
-    if asked == COLUMN and len(texts) == 1:
-        return texts[0]
-    columns = ", ".join(f"{name} ({type_})" for name, type_ in types.items())
-    raise ValueError(f"{path} has no text in a column {asked}: name one of {columns} by --column")
 
 
 def pieces_of(text: str) -> Document:

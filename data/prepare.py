@@ -14,9 +14,9 @@ from typing import Any
 
 from data.bpe import train_bpe
 from data.corpora import HUB
-from data.documents import COLUMN
 from data.encode import encode_all
 from data.format import SPLITS
+from data.parquet import COLUMN
 from data.progress import print_left_out, progress
 from data.shards import adopt, find_shards
 from data.sources import NAMED, Corpus

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.corpora import DOWNLOADS, HUB
-from data.documents import COLUMN, Document, NotTextError, Reader, read_blocks, read_documents
+from data.documents import Document, NotTextError, Reader, read_blocks, read_documents
 from data.download import fetch
+from data.parquet import COLUMN
 from data.stories import write_stories
 
 SHAKESPEARE_URL = (

@@ -79,17 +79,34 @@ def test_column_names_the_text_in_parquet_and_jsonl(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("columns", "column"),
-    [({"a": ["x"], "b": ["y"]}, "text"), ({"text": [1]}, "text"), ({"text": ["x"]}, "b")],
+    ("columns", "column", "words"),
+    [
+        ({"a": ["x"], "b": ["y"]}, "text", "has no text in a column text: name one of a, b by --c"),
+        ({"text": ["x"], "n": [1]}, "b", "has no text in a column b: name one of text by --column"),
+        ({"text": [1]}, "text", r"must have a column of strings: got text .int64.; convert one"),
+        ({"text": [b"x"]}, "text", r"must have a column of strings: got text .binary.; convert"),
+    ],
 )
-def test_a_parquet_file_without_the_column_is_refused_with_those_that_it_has(
-    tmp_path: Path, columns: dict[str, list], column: str
+def test_a_parquet_file_without_the_column_is_refused_with_those_of_text(
+    tmp_path: Path, columns: dict[str, list], column: str, words: str
 ):
     path = write_parquet(tmp_path / "a.parquet", group=1, **columns)
-    there = ", ".join(f"{n} .{'int64' if v == [1] else 'string'}." for n, v in columns.items())
-    words = f"a.parquet has no text in a column {column}: name one of {there} by --column"
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=f"a.parquet {words}"):
         read(path, column)
+
+
+def test_a_row_that_is_not_utf8_is_refused_with_the_name_of_its_file(tmp_path: Path):
+    rows = pa.Array.from_buffers(
+        pa.string(), 1, [None, pa.array([0, 2], pa.int32()).buffers()[1], pa.py_buffer(b"a\xff")]
+    )
+    pq.write_table(pa.table({"text": rows}), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"a\.parquet has a text that is not UTF-8 .*: convert it"):
+        read(tmp_path / "a.parquet")
+
+
+def test_strings_that_are_numbered_in_a_dictionary_are_text(tmp_path: Path):
+    rows = pa.array(["a", "b", None, "a"]).dictionary_encode()
+    assert read(write_parquet(tmp_path / "a.parquet", n=[1] * 4, content=rows)) == ["a", "b", "a"]
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed", "text"])
