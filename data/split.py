@@ -3,7 +3,8 @@
 Many documents go whole to one split, by a hash of their text: exact duplicates stay together, so
 no validation document is also trained on. Few documents, such as one book, are each cut in two:
 the beginning trains, the end validates. Up to 1,000 documents are cut, too, if whole ones would
-leave the splits far from the fraction asked for, as one long document can.
+leave the splits far from the fraction asked for, as one long document can. But if
+only a few characters of each would validate, any whole ones are better.
 """
 
 import hashlib
@@ -20,6 +21,8 @@ from data.sources import Corpus
 MANY_DOCUMENTS = 20  # with fewer, whole documents cannot come near the fraction asked for
 MOST_CUT = 1000  # more documents always go whole, so no more lengths need to be remembered
 FAR = 2  # times too much or too little
+SMALL = 1 / MANY_DOCUMENTS  # with a smaller fraction, cutting may leave only ends of documents
+FEWEST_CUT = 20  # characters of each of many documents, on average, that such ends should have
 HASH_BYTES = 8
 
 
@@ -52,7 +55,7 @@ class Scan:
     def of(cls, corpus: Corpus, val_fraction: float, *, complete: bool = True) -> "Scan":
         """Read the corpus: all of it if `complete`, else no more than decides how to split it.
 
-        Raises ValueError if that is not text, or if there is none.
+        Raises ValueError if that is not text, or if there is none, or too little to split.
         """
         scan = cls(val_fraction=val_fraction)
         with progress("scan", corpus.bytes if complete else None) as bar:
@@ -63,6 +66,11 @@ class Scan:
         scan.is_complete = True
         if not scan.bytes:
             raise ValueError("the sources hold no text: name at least one file with text in it")
+        if scan.cuts_are_short and not scan.go_whole:
+            raise ValueError(
+                f"a val_fraction of {val_fraction} would be the last characters of each of "
+                f"{scan.documents} documents: give more text or a larger --val_fraction"
+            )
         return scan
 
     def add(self, document: Document) -> int:
@@ -87,11 +95,19 @@ class Scan:
         return n_bytes
 
     @property
+    def cuts_are_short(self) -> bool:
+        """Say whether cutting would hold back no more than the last characters of documents."""
+        n = self.characters * self.val_fraction / self.documents
+        return self.documents >= MANY_DOCUMENTS and self.val_fraction < SMALL and n < FEWEST_CUT
+
+    @property
     def go_whole(self) -> bool:
         """Say whether each document goes whole to one split."""
         if self.documents > MOST_CUT:
             return True
         share = self.val_characters / self.characters
+        if self.cuts_are_short:
+            return 0 < share <= FAR * SMALL
         asked = self.val_fraction
         is_near = asked / FAR <= share <= asked * FAR and 1 - share >= (1 - asked) / FAR
         return is_near and self.documents >= MANY_DOCUMENTS

@@ -303,13 +303,19 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_a_known_corpus_is_prepared_from_so_many_files_with_its_own_fraction(
     hub: list[str], source: str, n: int, fraction: float
 ):
-    prepare(PrepareConfig(sources=(source,), tokenizer="byte", val_fraction=0.5))
+    prepare(PrepareConfig(sources=(source,), tokenizer="byte"))
     name = source.partition(":")[0]
     dataset = Dataset.open(Path(f"data/{name}_byte"))
     assert len(hub) == n
-    assert dataset.meta["val_fraction"] == 0.5
+    assert dataset.meta["val_fraction"] == fraction
     assert Corpus.find([source]).val_fraction == fraction
     assert Corpus.find([source, "stdlib"]).val_fraction == fraction
+
+
+def test_a_fraction_that_is_asked_for_goes_before_that_of_the_corpus(hub: list[str]):
+    prepare(PrepareConfig(sources=("fineweb-edu",), tokenizer="byte", val_fraction=0.5))
+    assert Dataset.open(Path("data/fineweb-edu_byte")).meta["val_fraction"] == 0.5
+    assert len(hub) == 1
 
 
 def test_without_a_network_a_corpus_says_to_pass_a_folder_by_its_name(tmp_path: Path, monkeypatch):

@@ -155,6 +155,38 @@ def test_whole_documents_that_leave_far_from_the_fraction_are_each_cut_in_two(
     assert about["val"]["bytes"] / sum(lengths) == pytest.approx(fraction, rel=0.1)
 
 
+def write_lines(path: Path, n: int) -> Path:
+    path.write_text("".join(json.dumps({"text": f"{i:0500}"}) + "\n" for i in range(n)))
+    return path
+
+
+def test_many_documents_are_not_cut_for_a_character_of_each(tmp_path: Path):
+    path = write_lines(tmp_path / "a.jsonl", 900)  # of which none validates whole
+    words = "val_fraction of 0.0001 would be the last characters of each of 900 documents"
+    with pytest.raises(ValueError, match=f"{words}: give more text or a larger --val_fraction"):
+        build(path, out=tmp_path / "out", tokenizer="byte", val_fraction=0.0001)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("n", "fraction", "n_val", "n_bytes"),
+    [
+        (900, 0.01, 3, 3 * 500),  # far from the fraction, but better than 5 bytes of each
+        (900, 0.05, 39, 39 * 500),
+        (900, 0.0399, 29, 29 * 500),
+        (20, 0.04, 20, 20 * 20),
+        (19, 0.004, 19, 19 * 2),
+    ],
+)
+def test_a_small_fraction_is_whole_documents_or_ends_that_are_long_enough(
+    tmp_path: Path, n: int, fraction: float, n_val: int, n_bytes: int
+):
+    path = write_lines(tmp_path / "a.jsonl", n)
+    dataset = build(path, out=tmp_path / "out", tokenizer="byte", val_fraction=fraction)
+    val = dataset.meta["splits"]["val"]
+    assert (val["documents"], val["bytes"]) == (n_val, n_bytes)
+
+
 def test_few_documents_are_each_cut_in_two(tmp_path: Path):
     for i in range(3):
         (tmp_path / f"{i}.txt").write_text(str(i) * 10)
