@@ -3,8 +3,8 @@
 Many documents go whole to one split, by a hash of their text: exact duplicates stay together, so
 no validation document is also trained on. Few documents, such as one book, are each cut in two:
 the beginning trains, the end validates. Up to 1,000 documents are cut, too, if whole ones would
-leave the splits far from the fraction asked for, as one long document can. But if
-only a few characters of each would validate, any whole ones are better.
+leave the splits far from the fraction asked for, as one long document can. Not if only a few
+characters of each would validate: then any whole ones are better.
 """
 
 import hashlib
