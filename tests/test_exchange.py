@@ -35,6 +35,7 @@ FORMS = {
     "gpt2, padded": {"architecture": "gpt2", "padding": 7},
     "modern, untied": {"architecture": "modern", "tie_embeddings": False},
     "modern, tied": {"architecture": "modern"},
+    "modern, wide heads": {"architecture": "modern", "head_dim": 16, "n_inner": 96},
     "modern, grouped": {"architecture": "modern", "n_kv_head": 2, "rope_theta": 123.0},
 }
 
@@ -279,6 +280,23 @@ def test_a_width_that_q8_0_cannot_store_is_refused_with_the_way_out(tmp_path: Pa
     with pytest.raises(ValueError, match=r"multiples of 32: got \(48, 48, 192\); take f16"):
         gguf_file.export(state_of(ByteTokenizer(), n_embd=48), tmp_path / "model.gguf", "q8_0")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_hubs_tokenizer_cuts_pads_and_adds_nothing():
+    from tokenizers.processors import TemplateProcessing
+
+    library = qwen3_tokenizer()
+    plain = HubTokenizer(library.to_str())
+    library.enable_truncation(5)
+    library.enable_padding(length=50)
+    end = library.token_to_id("<|im_end|>")
+    library.post_processor = TemplateProcessing("$A <|im_end|>", None, [("<|im_end|>", end)])
+    ours = HubTokenizer(library.to_str())
+    text = words(30, "aeionrstlm")
+    assert ours.encode(text) == plain.encode(text)
+    assert len(ours.encode(text)) > 50
+    assert ours.encode("a") == plain.encode("a") == [library.token_to_id("a")]
+    assert ours.encode("a\ud800b") == ours.encode("a\ufffdb")
 
 
 def test_a_gguf_file_of_a_hub_tokenizer_is_refused_with_the_way_out(tmp_path: Path):
