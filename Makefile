@@ -7,6 +7,9 @@
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
+INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check
+CPU_BUILDS := https://download.pytorch.org/whl/cpu
+NVIDIA_FILES := /dev/nvidia* /proc/driver/nvidia
 
 .PHONY: quickstart test test-slow check clean
 
@@ -33,10 +36,26 @@ clean:
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
+# On Linux the package index's torch brings CUDA libraries. Without an NVIDIA driver, PyTorch's own
+# index is asked first for a torch without them. Any torch of the pinned version is kept, as pip looks
+# at its version alone.
+HAS_NVIDIA = [ -n "$(wildcard $(NVIDIA_FILES))" ] || nvidia-smi > /dev/null 2>&1
+define INSTALL_CPU_TORCH
+@if [ "$$(uname)" = Linux ] && ! { $(HAS_NVIDIA); }; then \
+	echo "no NVIDIA driver: torch is wanted without CUDA libraries, from $(CPU_BUILDS)"; \
+	$(INSTALL) --index-url=$(CPU_BUILDS) --no-deps --timeout=10 --retries=0 \
+		"$$(grep ^torch== requirements.txt)" 2> /dev/null || \
+	echo "that failed, so the package index is next, whose torch may bring 4.7 GB of them;" \
+		"other ways: https://pytorch.org/get-started/locally/"; \
+fi
+endef
+
 $(VENV)/installed: requirements.txt | $(PY)
-	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(INSTALL_CPU_TORCH)
+	$(INSTALL) -r requirements.txt
 	touch $@
 
 $(VENV)/installed-dev: requirements.txt requirements-dev.txt | $(PY)
-	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(INSTALL_CPU_TORCH)
+	$(INSTALL) -r requirements-dev.txt
 	touch $@ $(VENV)/installed

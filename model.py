@@ -74,7 +74,8 @@ class ModelConfig:
         H, K, C = self.n_head, self.n_kv_head, self.n_embd
         D = self.head_dim or C // max(1, H)
         got = f"got n_head={H}, n_kv_head={K}, n_embd={C}, head_dim={self.head_dim}"
-        require(min(H, K, C, D, self.n_inner) >= 0, f"sizes must be at least 0: {got}")
+        every = f"{got}, n_inner={self.n_inner}"
+        require(min(H, K, C, D, self.n_inner) >= 0, f"sizes must be at least 0: {every}")
         require(self.head_dim > 0 or C % max(1, H) == 0, f"n_head must divide n_embd: {got}")
         require(H % max(1, K) == 0, f"n_kv_head must divide n_head: {got}")
         require(0 <= self.dropout < 1, f"dropout must be in [0, 1): got {self.dropout}")
@@ -91,9 +92,8 @@ class ModelConfig:
         C = self.n_embd or 64 * self.n_layer
         H = self.n_head or max(1, C // (self.head_dim or 64))
         sized = replace(self, n_embd=C, n_head=H, n_kv_head=self.n_kv_head or H)
-        D = self.head_dim or C // H
         inner = self.n_inner or (32 * math.ceil(8 * C / 3 / 32) if self.is_modern else 4 * C)
-        return replace(sized, head_dim=D, n_inner=inner)
+        return replace(sized, head_dim=self.head_dim or C // H, n_inner=inner)
 
     @property
     def is_modern(self) -> bool:

@@ -46,8 +46,8 @@ class PrepareConfig:
 
     sources: Positional[tuple[str, ...]] = ()
     """Folders, files (.txt, .jsonl, .parquet, code; .gz), or named corpora: stdlib, shakespeare,
-    stories, tinystories, wikitext, openwebtext, fineweb-edu. fineweb-edu:2 takes the first two
-    of its files, and fineweb-edu:FOLDER those in a folder."""
+    plays, stories, tinystories, wikitext, openwebtext, fineweb-edu. fineweb-edu:2 takes the first
+    two of its files, and fineweb-edu:FOLDER those in a folder."""
     tokenizer: str = "bpe"
     """bpe learns merges from the text, gpt2 takes GPT-2's; byte; char; or a run's folder."""
     vocab_size: int = 0

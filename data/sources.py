@@ -10,6 +10,7 @@ from data.corpora import DOWNLOADS, HUB
 from data.documents import Document, NotTextError, Reader, read_blocks, read_documents
 from data.download import fetch
 from data.parquet import COLUMN
+from data.plays import find_plays
 from data.stories import write_stories
 
 SHAKESPEARE_URL = (
@@ -79,6 +80,7 @@ def shakespeare() -> list[Path]:
 LOCAL: dict[str, Callable[[], list[Path]]] = {
     "stdlib": stdlib,
     "shakespeare": shakespeare,
+    "plays": find_plays,
     "stories": lambda: [write_stories()],
 }
 NAMED = ", ".join([*LOCAL, *HUB])

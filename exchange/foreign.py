@@ -26,10 +26,11 @@ def read(source: Path, data: Path | None) -> dict[str, Any]:
     Raises ValueError if it is of an unknown kind, and OSError if there is none.
     """
     repository = None if source.exists() else hub_models.find(source.as_posix())
+    has_tokenizer = source.is_dir() or repository is not None
+    require(data is None or not has_tokenizer, f"{source} has its own tokenizer: leave out --data")
     if repository is not None:
         source = hub_models.fetch(repository)
     if source.is_dir():
-        require(data is None, "a folder has its own tokenizer: leave out --data")
         return hub_folder.read(source)
     if not source.is_file():
         raise FileNotFoundError(

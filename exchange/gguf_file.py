@@ -58,11 +58,6 @@ def token_texts(tokenizer: Tokenizer) -> tuple[list[str], list[str]]:
     llama.cpp knows byte pairs only. Characters become such: the bytes of each are merged one after
     another, and no merge crosses a character, since none begins with the middle of another.
     """
-    require(
-        not isinstance(tokenizer, HubTokenizer),
-        "a .gguf file takes our own kinds of tokenizers: export a folder instead, and convert it "
-        "by llama.cpp's convert_hf_to_gguf.py",
-    )
     if isinstance(tokenizer, BPETokenizer):
         merges = [f"{spelled(a)} {spelled(b)}" for a, b in merges_of(tokenizer.ranks)]
         return [spelled(token) for token in tokenizer.ranks], merges
@@ -79,6 +74,11 @@ def export(state: dict[str, Any], path: Path, kind: GGUFType) -> None:
     import gguf  # wanted for this only
 
     config, weights, tokenizer = hub_folder.unpadded(state)
+    require(
+        not isinstance(tokenizer, HubTokenizer),
+        "a .gguf file takes our own kinds of tokenizers: export a folder instead, and convert it "
+        "by llama.cpp's convert_hf_to_gguf.py",
+    )
     widths = (config.n_embd, config.n_head * config.head_dim, config.n_inner)
     fits = kind != "q8_0" or all(width % Q8_BLOCK == 0 for width in widths)
     require(fits, f"q8_0 needs widths that are multiples of {Q8_BLOCK}: got {widths}; take f16")

@@ -118,15 +118,20 @@ def tokenizer_config(tokenizer: Tokenizer, context_length: int) -> dict[str, Any
 
 def read(folder: Path) -> dict[str, Any]:
     """Return the checkpoint of a folder. Raises ValueError if this project has no such model."""
+    config, tokenizer, about = read_description(folder)
+    weights = names.from_hub(config, read_weights(folder))
+    return without_padding(config, weights, tokenizer) | about
+
+
+def read_description(folder: Path) -> tuple[ModelConfig, Tokenizer, dict[str, Any]]:
+    """Return all but the weights. Raises ValueError if this project has no such model."""
     found = read_json(folder / "config.json")
     try:
         config = architecture.from_json(found)
         about = {key: ({OURS: UNKNOWN} | found)[OURS][key] for key in ABOUT}
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder / 'config.json'} is damaged: {error!r}") from error
-    tokenizer = vocabulary.from_json(read_json(folder / "tokenizer.json"))
-    weights = names.from_hub(config, read_weights(folder))
-    return without_padding(config, weights, tokenizer) | about
+    return config, vocabulary.from_json(read_json(folder / "tokenizer.json")), about
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -142,7 +147,11 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     """Return the tensors of one file or of many. Raises ValueError if a file is damaged."""
     shards = {WEIGHTS}
     if (folder / INDEX).exists():
-        shards = set(map(str, read_json(folder / INDEX)["weight_map"].values()))
+        match read_json(folder / INDEX):
+            case {"weight_map": dict(named)}:
+                shards = set(map(str, named.values()))
+            case found:
+                raise ValueError(f"{INDEX} must have a weight_map: got {str(found)[:60]}")
     weights: dict[str, Tensor] = {}
     for shard in sorted(shards):
         require(Path(shard).name == shard, f"{INDEX} names {shard}, which is not in the folder")

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from data.corpora import DOWNLOADS
 from data.hub import Repository
+from exchange import hub_folder
+from model import require
 
 PINNED = {
     "gpt2": ("openai-community/gpt2", "607a30d783dfa663caf39e06633721c8d4cfcd7e"),
@@ -26,10 +28,17 @@ def find(source: str) -> Repository | None:
 
 
 def fetch(repository: Repository) -> Path:
-    """Download a model, unless it is here; return its folder. Raises OSError if that fails."""
+    """Download a model, unless it is here; return its folder. Raises OSError if that fails.
+
+    Raises ValueError before the weights are downloaded if this project has no such model.
+    """
     repository = repository.at_commit()
     folder = DOWNLOADS / repository.name / repository.revision
     print(f"{repository.name} of the hub, at {repository.revision}, goes to {folder}", flush=True)
-    listed = repository.files(folder)
-    repository.fetch([file for file in listed if WANTED.fullmatch(file.name)], folder)
+    wanted = [file for file in repository.files(folder) if WANTED.fullmatch(file.name)]
+    weights = [file for file in wanted if file.name.endswith(".safetensors")]
+    require(len(weights) > 0, f"{repository.name} has no weights in model.safetensors")
+    repository.fetch([file for file in wanted if file not in weights], folder)
+    hub_folder.read_description(folder)
+    repository.fetch(weights, folder)
     return folder

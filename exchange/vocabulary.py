@@ -110,7 +110,8 @@ def from_json(found: dict[str, Any]) -> Tokenizer:
     Raises ValueError if it is of another kind.
     """
     try:
-        if found["normalizer"] is None and found["pre_tokenizer"]["type"] in OURS:
+        before = found["pre_tokenizer"]
+        if found["normalizer"] is None and before is not None and before["type"] in OURS:
             tokenizer = tokenizer_of(found)
             if plain(to_json(tokenizer)) == plain(found):
                 return tokenizer

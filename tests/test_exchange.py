@@ -35,6 +35,7 @@ FORMS = {
     "gpt2, padded": {"architecture": "gpt2", "padding": 7},
     "modern, untied": {"architecture": "modern", "tie_embeddings": False},
     "modern, tied": {"architecture": "modern"},
+    "modern, wide heads": {"architecture": "modern", "head_dim": 16, "n_inner": 96},
     "modern, grouped": {"architecture": "modern", "n_kv_head": 2, "rope_theta": 123.0},
 }
 
@@ -281,6 +282,23 @@ def test_a_width_that_q8_0_cannot_store_is_refused_with_the_way_out(tmp_path: Pa
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_hubs_tokenizer_cuts_pads_and_adds_nothing():
+    from tokenizers.processors import TemplateProcessing
+
+    library = qwen3_tokenizer()
+    plain = HubTokenizer(library.to_str())
+    library.enable_truncation(5)
+    library.enable_padding(length=50)
+    end = library.token_to_id("<|im_end|>")
+    library.post_processor = TemplateProcessing("$A <|im_end|>", None, [("<|im_end|>", end)])
+    ours = HubTokenizer(library.to_str())
+    text = words(30, "aeionrstlm")
+    assert ours.encode(text) == plain.encode(text)
+    assert len(ours.encode(text)) > 50
+    assert ours.encode("a") == plain.encode("a") == [library.token_to_id("a")]
+    assert ours.encode("a\ud800b") == ours.encode("a\ufffdb")
+
+
 def test_a_gguf_file_of_a_hub_tokenizer_is_refused_with_the_way_out(tmp_path: Path):
     state = state_of(HubTokenizer(qwen3_tokenizer().to_str()))
     with pytest.raises(ValueError, match="export a folder instead"):
@@ -386,6 +404,8 @@ def damaged(folder: Path, change: str) -> Path:
             config["n_inner"] = True
         case "a damaged note of ours":
             config[hub_folder.OURS] = 3
+        case "an index of nothing":
+            (folder / hub_folder.INDEX).write_text('{"weight_map": 3}')
         case "no JSON":
             (folder / "tokenizer.json").write_text("{")
             return folder
@@ -434,6 +454,7 @@ def damaged(folder: Path, change: str) -> Path:
         ("a vocabulary beyond all memory", "no model has the sizes of"),
         ("a field that is no number", "no model has the sizes of"),
         ("a damaged note of ours", "config.json is damaged"),
+        ("an index of nothing", "must have a weight_map"),
         ("no JSON", "tokenizer.json is not JSON"),
         ("too short", "model.safetensors is damaged"),
         ("a header larger than the file", "model.safetensors is damaged"),
@@ -601,6 +622,30 @@ def test_a_model_comes_from_the_hub_by_its_name_and_then_without_the_hub(
     assert not list((tmp_path / "downloads").rglob("*.onnx"))
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody answers there
     imported(Path(f"me/small@{COMMIT}"), tmp_path / "again")
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ("another architecture", "model_type must be gpt2 or qwen3: got llama"),
+        ("no weights", "me/small has no weights in model.safetensors"),
+        ("a tokenizer by --data", "me/small@main has its own tokenizer: leave out --data"),
+    ],
+)
+def test_a_model_of_the_hub_that_cannot_be_used_is_refused_before_its_weights_are_downloaded(
+    change: str, sentence: str, hub: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    hub_folder.export(state_of(tokenizers()["bpe"]), tmp_path / "theirs", license="")
+    flags = []
+    if change.startswith("a tokenizer"):
+        flags = [f"--data={tmp_path}"]
+    else:
+        damaged(tmp_path / "theirs", change)
+    publish(tmp_path / "theirs", hub, "me/small")
+    flags += ["me/small@main", f"--out_dir={tmp_path / 'run'}"]
+    assert run_here(convert.main, "convert.py", "import", *flags) == 2
+    assert sentence in capsys.readouterr().err
+    assert not list((tmp_path / "downloads").rglob("*.safetensors"))
 
 
 def test_a_model_that_changed_on_its_way_is_refused(

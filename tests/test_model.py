@@ -89,7 +89,7 @@ def count(config: ModelConfig) -> dict[str, int]:
         ({"n_kv_head": 1}, "gpt2's n_kv_head must be n_head: got n_head=2, n_kv_head=1"),
         ({"head_dim": 16}, r"gpt2's n_head \* head_dim must be n_embd: got n_head=2, n_kv_head=0"),
         ({"architecture": "modern", "head_dim": 7}, "must be even: .* n_embd=16, head_dim=7"),
-        ({"n_inner": -1}, "sizes must be at least 0"),
+        ({"n_inner": -1}, "sizes must be at least 0: .*, n_inner=-1"),
         ({"n_kv_head": -1}, "sizes must be at least 0: got n_head=2, n_kv_head=-1, n_embd=16"),
     ],
 )
