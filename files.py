@@ -7,6 +7,7 @@ is killed at any moment leaves the old file or the new one, never a part of eith
 import contextlib
 import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +37,25 @@ def whole(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
         partial(path).replace(path)
     except BaseException:  # Ctrl-C as well
         partial(path).unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Fill a folder that appears when the block ends; after an error there is none.
+
+    Raises FileExistsError if there is one already.
+    """
+    if folder.exists():
+        raise FileExistsError(f"{folder} is there already: remove it, or pass another")
+    unfinished = partial(folder)
+    shutil.rmtree(unfinished, ignore_errors=True)  # what a killed process left
+    unfinished.mkdir(parents=True)
+    try:
+        yield unfinished
+        unfinished.replace(folder)
+    except BaseException:  # Ctrl-C as well
+        shutil.rmtree(unfinished)
         raise
 
 

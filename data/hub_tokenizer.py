@@ -39,17 +39,14 @@ class HubTokenizer(Tokenizer):
             self._library.no_truncation()
             self._library.no_padding()
             self._added = set(self._library.get_added_tokens_decoder())
-            self._spellings = [self._library.id_to_token(i) for i in range(self._size())]
-            for token in range(self._size()):
+            self.vocab_size = self._library.get_vocab_size(with_added_tokens=True)
+            self._spellings = [self._library.id_to_token(i) for i in range(self.vocab_size)]
+            for token in range(self.vocab_size):
                 self._bytes(token)
         except Exception as error:  # the library raises no type of its own
             raise ValueError(f"tokenizer.json is no byte-level tokenizer: {error!r}") from error
         self.json = json
-        self.vocab_size = self._size()
         self.end_of_text = self._library.token_to_id(END_OF_TEXT)
-
-    def _size(self) -> int:
-        return self._library.get_vocab_size(with_added_tokens=True)
 
     def encode_array(self, text: str) -> np.ndarray:
         found = self._library.encode(well_formed(text), add_special_tokens=False)

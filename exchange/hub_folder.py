@@ -6,11 +6,9 @@ tokenizer.json, tokenizer_config.json   text <-> token ids
 README.md                               the model card
 """
 
-import contextlib
 import json
 import math
 import shutil
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -44,30 +42,11 @@ def export(state: dict[str, Any], folder: Path, license: str) -> None:
         "tokenizer_config.json": as_json(tokenizer_config(tokenizer, config.context_length)),
         "README.md": card.card(config, weights, about, license),
     }
-    with whole_folder(folder) as partial:
+    with files.whole_folder(folder) as partial:
         for name, text in texts.items():
             files.write_text(partial / name, text)
         save_file(names.to_hub(config, weights), partial / WEIGHTS, {"format": "pt"})
         shutil.copymode(partial / "config.json", partial / WEIGHTS)  # save_file lets no other read
-
-
-@contextlib.contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """Fill a folder that appears when the block ends; after an error there is none.
-
-    Raises FileExistsError if there is one already.
-    """
-    if folder.exists():
-        raise FileExistsError(f"{folder} is there already: remove it, or pass another")
-    partial = files.partial(folder)
-    shutil.rmtree(partial, ignore_errors=True)  # what a killed process left
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        partial.replace(folder)
-    except BaseException:  # Ctrl-C as well
-        shutil.rmtree(partial)
-        raise
 
 
 def unpadded(state: dict[str, Any]) -> tuple[ModelConfig, dict[str, Tensor], Tokenizer]:
