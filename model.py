@@ -46,7 +46,7 @@ class ModelConfig:
     context_length: int = 1024
     """Longest sequence that the model can attend over, in tokens."""
     n_layer: int = 12
-    """Number of Transformer blocks."""
+    """Number of Transformer blocks; 0 lets train.py's minutes choose it."""
     n_head: int = 0
     """Number of attention heads; 0 takes n_embd / head_dim, with heads of 64 channels."""
     n_kv_head: int = 0
@@ -67,9 +67,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         is_known = self.architecture in ("gpt2", "modern")
         require(is_known, f"architecture must be gpt2 or modern: got {self.architecture}")
-        require(self.vocab_size >= 0, f"vocab_size must be at least 0: got {self.vocab_size}")
-        require(self.n_layer >= 1, f"n_layer must be at least 1: got {self.n_layer}")
-        T = self.context_length
+        V, L, T = self.vocab_size, self.n_layer, self.context_length
+        require(min(V, L) >= 0, f"vocab_size and n_layer must be at least 0: got {V}, {L}")
         require(T >= 1, f"context_length must be at least 1: got {T}")
         H, K, C = self.n_head, self.n_kv_head, self.n_embd
         D = self.head_dim or C // max(1, H)
@@ -269,6 +268,7 @@ class GPT(nn.Module):
     def __init__(self, config: ModelConfig, attend: Attend = attention) -> None:
         super().__init__()
         require(config.vocab_size > 0, "vocab_size must be known to build a model: got 0")
+        require(config.n_layer > 0, "n_layer must be given, or minutes that choose it: got 0")
         self.config = config = config.sized()
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         if not config.is_modern:

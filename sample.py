@@ -1,6 +1,6 @@
 """Generate text from a trained checkpoint, token by token.
 
-    python sample.py --out_dir=out/quickstart --prompt="def main(" --num_samples=3
+    python sample.py --out_dir=out/quickstart --prompt="ROMEO:" --num_samples=3
     echo "def main(" | python sample.py --prompt_file=-
     python sample.py --interactive
     python sample.py --prompts=questions.txt --output=answers.jsonl

@@ -4,6 +4,7 @@ torchrun --nproc-per-node=8 train.py config/gpt2_124m.toml    # eight GPUs
 """
 
 import contextlib
+import itertools
 import math
 import time
 from dataclasses import asdict, dataclass, field, replace
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 import sample
 from data.bigram import bigram_loss
 from data.loader import Batches, DataConfig, Dataset, Windows, eval_batches
-from engine import checkpoint, cli, parallel, recipe, report, resume
+from engine import checkpoint, cli, dial, parallel, recipe, report, resume
 from engine.attend import choose_attention
 from engine.device import DeviceName, HostCopy, Precision, Prefetch, choose_precision
 from engine.loss import LossModel, evaluate
@@ -23,7 +24,8 @@ from engine.metrics import Metrics, Update
 from engine.optim import OptimConfig, Optimizer, build_optimizers, clip_gradients, schedule
 from engine.parallel import StopRequest, World
 from engine.resume import Progress
-from engine.wandb_run import WandbMode, start_wandb
+from engine.trial import Trial
+from engine.wandb_run import WandbMode
 from model import GPT, ModelConfig
 from sampling.load import load_model
 
@@ -38,16 +40,18 @@ class TrainConfig:
     """Go on from the last checkpoint in out_dir."""
     init_from: Path | None = None
     """Folder of a run to start from: its architecture, its best weights, its tokenizer."""
+    minutes: float = 0.0
+    """Choose what is 0 below, and model.n_layer, for a run of so many minutes; 0 has no limit."""
     seed: int = 1337
     """Random seed for weights, data order and dropout."""
     max_steps: int = 0
-    """Number of optimizer updates; 0 plans a number that suits the model and the dataset."""
+    """Number of optimizer updates; 0 plans a number that suits the minutes, or model and data."""
     batch_size: int = 0
     """Sequences per update, over all devices; 0 plans a number that suits the run."""
     micro_batch_size: int = 0
     """Sequences per pass on one device, 0 for its share; affects memory, and dropout's masks."""
-    eval_every: int = 250
-    """Number of steps between evaluations, each of which also saves a checkpoint."""
+    eval_every: int = 0
+    """Number of steps between evaluations, each of which also saves a checkpoint; 0 plans it."""
     keep_every: int = 0
     """Keep the checkpoint of every so many steps, from step 0, to watch it learn; 0 keeps none."""
     eval_tokens: int = 0
@@ -68,9 +72,8 @@ class TrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
 
     def __post_init__(self) -> None:
-        cli.at_least(1, self, "eval_every")
-        cli.at_least(0, self, "max_steps", "batch_size", "micro_batch_size", "seed")
-        cli.at_least(0, self, "keep_every", "eval_tokens", "samples")
+        cli.at_least(0, self, "minutes", "max_steps", "batch_size", "micro_batch_size", "seed")
+        cli.at_least(0, self, "eval_every", "keep_every", "eval_tokens", "samples")
 
 
 @dataclass
@@ -88,17 +91,18 @@ class Run:
     optimizers: list[Optimizer]
     log: Metrics
     progress: Progress
+    clock: dial.Clock | None = None  # of a run that was given minutes
 
 
 def train(asked: TrainConfig, world: World, stop: StopRequest) -> None:
     """Train a model as the config asks, on the processes of this world."""
     run = build(asked, world, stop)
-    config = run.config
     fetch = Prefetch(run.batches.batch, world.device)
     # `step` counts finished updates, so the last pass only evaluates and saves
     with contextlib.closing(run.log):
-        for step in range(run.progress.step, config.max_steps + 1):
+        for step in itertools.count(run.progress.step):
             run.progress.step = step
+            config = run.config = dial.keep_time(run)
             is_last = step == config.max_steps
             if is_last or (step > 0 and step % config.eval_every == 0):
                 evaluate_and_save(run)
@@ -106,35 +110,44 @@ def train(asked: TrainConfig, world: World, stop: StopRequest) -> None:
                 leave(run)
             if config.keep_every and step % config.keep_every == 0:
                 save(run, [f"step_{step}"])
-            if not is_last:
-                update(run, fetch.batch(step))
+            if is_last:
+                break
+            update(run, fetch.batch(step))
     if world.is_main:
         conclude(run)
 
 
 def build(asked: TrainConfig, world: World, stop: StopRequest) -> Run:
-    """Prepare a run: its data, its model, and how far it has come already."""
+    """Prepare a run: its sizes, its data, its model, and how far it has come already."""
     asked, origin = resume.begin(asked)
     dataset = Dataset.open(asked.data.path)
+    trial = Trial(lambda config: assemble(config, dataset, world, stop), update, dataset, world)
+    asked, clock = dial.choose(asked, trial)
+    run = assemble(asked, dataset, world, stop)
+    run.log.close()
+    parts = (dataset.identity(), run.model, run.optimizers)
+    run.progress, run.clock = resume.restore(run.config, origin, *parts), clock
+    run.log = report.open_log(run)
+    return run
+
+
+def assemble(asked: TrainConfig, dataset: Dataset, world: World, stop: StopRequest) -> Run:
+    """Put the parts of a run together, at step 0 and without a log."""
     train_T = dataset.tokens("train")
     vocab_size = dataset.fitting_vocab_size(asked.model.vocab_size)
-
     # The same seed builds the same model in every process; it is compiled, and then replicated
     torch.manual_seed(asked.seed)
     dtype = getattr(torch, choose_precision(asked.precision, world.device))
     attend = choose_attention(world.device, dtype, asked.model.context_length)
     model = GPT(replace(asked.model, vocab_size=vocab_size), attend).to(world.device)
-    config: TrainConfig = recipe.complete(asked, model, len(train_T), world)
+    config = recipe.complete(asked, model, len(train_T), world)
     loss_model = LossModel(model, dtype)
     replica = parallel.replicate(loss_model, world, compiled=config.compile)
     optimizers = build_optimizers(model, config.optim, dtype)
     windows = Windows(dataset.vocab_size, config.model.context_length, world.rank, world.size)
     batches = Batches(train_T, windows, config.batch_size, config.seed)
-    start = resume.restore(config, origin, dataset.identity(), model, optimizers)
-    log = open_log(config, world, model, len(train_T), start)
-    return Run(
-        config, world, stop, dataset, batches, model, loss_model, replica, optimizers, log, start
-    )
+    parts = (dataset, batches, model, loss_model, replica, optimizers)
+    return Run(config, world, stop, *parts, Metrics(None, 0, config.max_steps), Progress())
 
 
 def update(run: Run, batch: tuple[Tensor, ...]) -> None:
@@ -214,19 +227,6 @@ def leave(run: Run) -> None:
     run.world.wait_for_all()  # torchrun ends the others as soon as one has left
     run.log.end(run.progress.step, f"python train.py {run.config.out_dir}/config.toml --resume")
     raise SystemExit(run.stop.exit_code)
-
-
-def open_log(
-    config: TrainConfig, world: World, model: GPT, n_tokens: int, start: Progress
-) -> Metrics:
-    """Say what will be trained, put the config into the run's folder, and open its log."""
-    if not world.is_main:
-        return Metrics(None, start.step, config.max_steps)
-    report.announce(model, asdict(config), n_tokens, world, start.step)
-    text = cli.dump_config(replace(config, resume=False))  # running it again repeats the run
-    checkpoint.open_folder(config.out_dir, text, config.resume)
-    wandb = start_wandb(config.wandb, config.out_dir, asdict(config))
-    return Metrics(config.out_dir, start.step, config.max_steps, start.elapsed_seconds, wandb)
 
 
 def conclude(run: Run) -> None:

@@ -1,6 +1,6 @@
 """Show attention in a trained model, on one page that needs no network.
 
-python visualize.py --out_dir=out/quickstart --text="import os, sys; import os"
+python visualize.py --out_dir=out/quickstart --text="O Romeo, Romeo! wherefore"
 python visualize.py --out_dir=out/quickstart --live
 """
 

@@ -39,7 +39,7 @@ LOUD = 0.05  # std of c_proj: fresh blocks add little or nothing, so greedy text
 class Sample(Output):
     """Measure prefill and decode tokens/s, beside the limit that the memory sets."""
 
-    models: tuple[str, ...] = ("124M", "config/quickstart.toml")
+    models: tuple[str, ...] = ("124M", "config/shakespeare_char_laptop.toml")
     """Sizes, with random weights: 124M (GPT-2's) or a config file."""
     prompts: tuple[int, ...] = (16, 512)
     """Tokens of each prompt, cut to what leaves room for the steps."""

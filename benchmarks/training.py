@@ -62,7 +62,7 @@ class Train(Repeated):
     """Measure tokens/s, step time, memory and MFU of a config, over a few updates."""
 
     config: Path
-    """A config of train.py, such as config/quickstart.toml."""
+    """A config of train.py, such as config/shakespeare_char_laptop.toml."""
     flags: str = ""
     """More flags for train.py, in one string."""
     steps: int = 30
@@ -77,7 +77,8 @@ class Train(Repeated):
         """Train, then multiply large matrices."""
         flags = [f"--seed={seed}", *shlex.split(f"{self.flags} {more_flags}")]
         if self.steps:
-            flags += [f"--max_steps={self.steps}", f"--eval_every={self.steps}", "--eval_tokens=2"]
+            few = (f"--max_steps={self.steps}", f"--eval_every={self.steps}", "--eval_tokens=2")
+            flags += ["--minutes=0", *few]
         with temporary_folder() as folder:
             row: Row = {"seed": str(seed)}
             row |= train(self.config, folder, *flags)

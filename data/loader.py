@@ -38,7 +38,7 @@ Batch = tuple[Tensor, Tensor]  # tokens_BT, targets_BT
 class DataConfig:
     """Where the tokens are."""
 
-    path: Path = Path("data/stdlib_bpe")
+    path: Path = Path("data/plays_bpe")
     """Folder that data.prepare wrote."""
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from engine.device import choose_precision
 from engine.parallel import World
 from engine.report import count_parameters
+from engine.trial import Pilot
 from model import GPT
 
 # Compute is best spent at 20 tokens per parameter (Hoffmann et al., 2022, sec. 3), and repeated
@@ -21,6 +22,14 @@ EPOCHS = 4
 BATCH_TOKENS = 2**19
 AT_TOKENS = 2.5e9
 EXPONENT = 2 / 3
+# The expected loss: E / hardness, a, α, β of `expected_loss`, and what repeated tokens are worth
+FLOOR = 0.422
+SIZE = 0.428
+ALPHA = 0.319
+BETA = 0.304
+REPEATS = 15.0  # R* of Muennighoff et al., 2023, sec. 5
+EVAL_EVERY = 250  # steps
+TOKENS_AT_ONCE = 1024  # in one pass on a CPU, so that activations stay in its caches
 
 
 @dataclass(frozen=True)
@@ -44,11 +53,13 @@ def complete(asked: Any, model: GPT, n_tokens: int, world: World) -> Any:
     context_length = model.config.context_length
     found = plan(n_parameters, n_tokens, context_length, asked.max_steps, asked.batch_size)
     share = max(1, found.batch_size // world.size)
+    fits_caches = max(1, TOKENS_AT_ONCE // context_length) if world.device.type == "cpu" else share
     return replace(
         asked,
         max_steps=found.max_steps,
         batch_size=found.batch_size,
-        micro_batch_size=min(asked.micro_batch_size or share, share),
+        micro_batch_size=min(asked.micro_batch_size or fits_caches, share),
+        eval_every=asked.eval_every or EVAL_EVERY,
         precision=choose_precision(asked.precision, world.device),
         model=model.config,
         optim=asked.optim.with_rates(found.rate_scale),
@@ -68,9 +79,48 @@ def plan(
     elif max_steps:  # b = best(steps b), solved for b
         budget = max_steps * BATCH_TOKENS**3 * (max_steps / AT_TOKENS) ** 2
     best = best_batch(budget)
-    batch_size = batch_size or max(1, 2 ** round(math.log2(best / context_length)))
+    batch_size = batch_size or planned_batch(budget, context_length)
     max_steps = max_steps or max(1, round(budget / (batch_size * context_length)))
     return Plan(max_steps, batch_size, math.sqrt(batch_size * context_length / best))
+
+
+def planned_batch(n_tokens: float, context_length: int) -> int:
+    """Return the sequences per step, a power of two, of a run over so many tokens."""
+    return max(1, 2 ** round(math.log2(best_batch(n_tokens) / context_length)))
+
+
+def expected_loss(pilot: Pilot, n_weights: int, n_tokens: int, n_unique: int) -> float:
+    """Return the validation loss to expect, in nats per token, of a run that the recipe plans.
+
+    L = E + (L₀ - E) r / r₀, where L₀ is the loss of a pilot, E a share of the text's hardness, and
+    r = a N^-α + D^-β (Hoffmann et al., 2022, eq. 2) with N weights in products and D tokens.
+    `python bench.py dial` fits it. Repeated tokens count less (Muennighoff et al., 2023, eq. 5).
+    """
+    repeats = max(0.0, n_tokens / n_unique - 1)
+    worth = n_tokens
+    if repeats > 0:
+        worth = n_unique * (1 + REPEATS * (1 - math.exp(-repeats / REPEATS)))
+    floor = FLOOR * pilot.hardness
+    above = (pilot.loss - floor) * reducible(n_weights, worth)
+    return floor + above / reducible(pilot.product_weights, pilot.n_tokens)
+
+
+def reducible(n_weights: float, n_tokens: float) -> float:
+    """Return a N^-α + D^-β, with N and D in millions."""
+    return SIZE * (n_weights / 1e6) ** -ALPHA + (n_tokens / 1e6) ** -BETA
+
+
+def regularised(config: Any, epochs: float) -> Any:
+    """Return the config with the dropout and decay that a text of so many epochs needs.
+
+    What is not 0 stays.
+    """
+    if epochs <= EPOCHS:
+        return config
+    dropout = config.model.dropout or 0.1
+    decay = config.optim.muon_weight_decay or 0.1
+    model = replace(config.model, dropout=dropout)
+    return replace(config, model=model, optim=replace(config.optim, muon_weight_decay=decay))
 
 
 def best_batch(n_tokens: float) -> float:

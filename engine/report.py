@@ -2,14 +2,17 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from engine.metrics import read
+from engine import checkpoint, cli
+from engine.metrics import Metrics, read
 from engine.parallel import World
+from engine.wandb_run import start_wandb
 from model import GPT
 
 # FLOP/s of dense bfloat16 matrix products, from NVIDIA's data sheets, by the name that torch gives;
@@ -42,16 +45,22 @@ def count_parameters(model: nn.Module) -> dict[str, int]:
     return counts | {"total": sum(counts.values())}
 
 
+def product_weights(model: GPT) -> int:
+    """Return the number of weights in matrix products: those of the blocks and of the head."""
+    parts = count_parameters(model)
+    head = model.config.vocab_size * model.config.n_embd  # also if it is tied
+    return parts["attention"] + parts["mlp"] + head
+
+
 def flops_per_token(model: GPT) -> int:
     """Return the operations of a forward and a backward pass (Chowdhery et al., 2022, app. B).
 
     6 per weight of a matrix product, the output head included, and 12 per channel of a query and
     position of the context, masked or not.
     """
-    config, parts = model.config, count_parameters(model)
-    weights = parts["attention"] + parts["mlp"] + config.vocab_size * config.n_embd
+    config = model.config
     channels = config.n_layer * config.n_head * config.head_dim
-    return 6 * weights + 12 * channels * config.context_length
+    return 6 * product_weights(model) + 12 * channels * config.context_length
 
 
 def peak_flops(device_name: str, precision: str = "bfloat16") -> float | None:
@@ -61,6 +70,18 @@ def peak_flops(device_name: str, precision: str = "bfloat16") -> float | None:
     name = device_name.removeprefix("NVIDIA ")
     found = (peak for pattern, peak in PEAK_FLOPS.items() if re.fullmatch(pattern, name))
     return next(found, None)
+
+
+def open_log(run: Any) -> Metrics:
+    """Say what will be trained, put the config into the run's folder, and open its log."""
+    config, world, start = run.config, run.world, run.progress
+    if not world.is_main:
+        return Metrics(None, start.step, config.max_steps)
+    announce(run.model, asdict(config), len(run.batches.tokens_N), world, start.step)
+    text = cli.dump_config(replace(config, resume=False))  # running it again repeats the run
+    checkpoint.open_folder(config.out_dir, text, config.resume)
+    wandb = start_wandb(config.wandb, config.out_dir, asdict(config))
+    return Metrics(config.out_dir, start.step, config.max_steps, start.elapsed_seconds, wandb)
 
 
 def announce(

@@ -67,11 +67,11 @@ def count(config: ModelConfig) -> dict[str, int]:
     ("changes", "message"),
     [
         ({"n_head": 3}, "n_head must divide n_embd: got n_head=3, n_kv_head=0, n_embd=16"),
-        ({"n_layer": 0}, "n_layer must be at least 1: got 0"),
+        ({"n_layer": -1}, "vocab_size and n_layer must be at least 0: got 31, -1"),
         ({"n_head": -1}, "sizes must be at least 0: got n_head=-1, n_kv_head=0, n_embd=16"),
         ({"n_embd": -8}, "sizes must be at least 0: got n_head=2, n_kv_head=0, n_embd=-8"),
         ({"context_length": 0}, "context_length must be at least 1: got 0"),
-        ({"vocab_size": -1}, "vocab_size must be at least 0: got -1"),
+        ({"vocab_size": -1}, "vocab_size and n_layer must be at least 0: got -1, 2"),
         ({"architecture": "llama"}, "architecture must be gpt2 or modern: got llama"),
         ({"rope_theta": -1.0}, "rope_theta must be positive: got -1.0"),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\): got 1.0"),

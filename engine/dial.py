@@ -1,0 +1,186 @@
+"""The dial: minutes in, sizes out.
+
+1. A pilot, a small model that trains for a twentieth of the time, shows how hard the text is.
+2. The size whose expected loss (engine/recipe.py) is lowest is timed, and the choice is made again,
+   until it is a size that was timed. The seconds per token of the others are taken to lie on the
+   line through the pilot's and the last one's, over the operations per token.
+3. That size is taken.
+4. When the rates begin to fall, the time that is left fixes the number of steps, as machines do not
+   keep their speed.
+"""
+
+import math
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from engine import checkpoint, cli, recipe
+from engine.parallel import World
+from engine.report import flops_per_token, product_weights
+from engine.trial import PILOT_LAYERS, TIMED_SHARE, Pilot, Speed, Trial
+from model import GPT, ModelConfig, require
+
+# When the process started: until here it has imported torch, in one thread
+STARTED_AT = time.perf_counter() - time.process_time()
+EVALUATION_SHARE = 0.06  # of the time, at most
+MOST_EVALUATIONS = 10
+ENDING_SECONDS = 4.0  # for samples, a picture, and a bigram model
+LEAST_LAYERS = 2  # a single one cannot find what followed earlier (Elhage et al., 2021)
+MOST_ROUNDS = 4
+LEAST_SLOPE = (
+    0.3  # of seconds over operations: a smaller one shows a machine that changed its speed
+)
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Tells when a run has used up the time in which its rates are at their peak."""
+
+    started_at: float
+    ends_at: float
+    evaluations: int  # that fit into the time; 0 if eval_every was given
+
+    def is_due(self, step: int, decay_fraction: float, world: World) -> bool:
+        """Return whether the rates must begin to fall; all processes get one answer."""
+        passed = (time.perf_counter() - self.started_at) / (self.ends_at - self.started_at)
+        is_due = world.is_main and step > 0 and passed >= 1 - decay_fraction
+        return world.sum(torch.tensor(float(is_due))).item() > 0
+
+
+def keep_time(run: Any) -> Any:
+    """Return the config of a run; its clock, if it has one, changes the number of steps once."""
+    config, step = run.config, run.progress.step
+    fraction = config.optim.decay_fraction
+    if run.clock is None or not run.clock.is_due(step, fraction, run.world):
+        return config
+    config = replace(config, max_steps=max(step + 1, math.ceil(step / (1 - fraction))))
+    if run.clock.evaluations:
+        config = replace(config, eval_every=math.ceil(config.max_steps / run.clock.evaluations))
+    run.log.bar.total = config.max_steps
+    run.clock = None
+    if run.world.is_main:  # running this config again repeats the run
+        checkpoint.open_folder(config.out_dir, cli.dump_config(config), resume=True)
+    return config
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A config with all sizes, and what it would do."""
+
+    config: Any
+    evaluation_seconds: float
+    loss: float  # expected, in nats per token
+
+
+@dataclass(frozen=True)
+class Planner:
+    """Weighs sizes against each other."""
+
+    asked: Any
+    dataset: Any
+    world: World
+    pilot: Pilot
+
+    def best(self, most_layers: int, *speeds: Speed) -> Choice:
+        """Return the choice of the lowest expected loss, by the speeds of one or two sizes."""
+        model, left = self.asked.model, self.seconds_left()
+        layers = [model.n_layer] if model.n_layer else range(LEAST_LAYERS, most_layers + 1)
+        found = [self.choice(replace(model, n_layer=n), left, *speeds) for n in layers]
+        possible = [choice for choice in found if choice is not None]
+        way_out = "give more, or leave out what is fixed"
+        shown = f"minutes are too few for this run: got {self.asked.minutes:g}; {way_out}"
+        require(possible != [], shown)
+        return min(possible, key=lambda choice: choice.loss)
+
+    def choice(self, model: ModelConfig, left: float, *speeds: Speed) -> Choice | None:
+        """Return what a size would do in the seconds that are left; None if they are too few."""
+        asked, T = self.asked, model.context_length
+        vocab_size = self.dataset.fitting_vocab_size(model.vocab_size)
+        with torch.device("meta"):  # shapes without numbers
+            gpt = GPT(replace(model, vocab_size=vocab_size))
+        seconds = seconds_per_token(flops_per_token(gpt), *speeds)
+        n_unique, n_val_tokens = (len(self.dataset.tokens(split)) for split in ("train", "val"))
+        # Of the three products of a training step, an evaluation does one
+        most = int(EVALUATION_SHARE * 60 * asked.minutes / (seconds / 3))
+        eval_tokens = asked.eval_tokens or (max(T, most) if most < n_val_tokens else 0)
+        evaluation_seconds = (eval_tokens or n_val_tokens) * seconds / 3
+        n_tokens = (left - evaluation_seconds) / seconds
+        if n_tokens < max(1, asked.max_steps * asked.batch_size) * T:
+            return None
+        rows = asked.batch_size or recipe.planned_batch(n_tokens, T)
+        batch_size = self.world.size * math.ceil(rows / self.world.size)
+        max_steps = asked.max_steps or max(1, round(n_tokens / (batch_size * T)))
+        n_tokens = max_steps * batch_size * T
+        loss = recipe.expected_loss(self.pilot, product_weights(gpt), n_tokens, n_unique)
+        sizes = {"batch_size": batch_size, "max_steps": max_steps, "eval_tokens": eval_tokens}
+        config = replace(asked, minutes=0.0, model=model, **sizes)
+        config = recipe.regularised(config, n_tokens / n_unique)
+        return Choice(config, evaluation_seconds, loss)
+
+    def seconds_left(self) -> float:
+        """Return the time for updates and evaluations, by the clock of the main process."""
+        left = STARTED_AT + 60 * self.asked.minutes - ENDING_SECONDS - time.perf_counter()
+        return self.world.sum(torch.tensor(left if self.world.is_main else 0.0)).item()
+
+
+def choose(asked: Any, trial: Trial) -> tuple[Any, Clock | None]:
+    """Return the config with its sizes chosen for `asked.minutes`, and the clock of the run.
+
+    Without minutes the config stays as it is, and there is no clock. Raises ValueError if the time
+    is too short, or if the run would go on with the numbers of another.
+    """
+    if not asked.minutes:
+        return asked, None
+    for name in ("resume", "init_from"):
+        is_new = not getattr(asked, name)
+        require(is_new, f"minutes plan a new run, and {name} goes on with one: leave out minutes")
+    seconds, world, dataset = 60 * asked.minutes, trial.world, trial.dataset
+    if world.is_main:
+        print(f"planning {asked.minutes:g} minutes: a trial of this machine and this text ...")
+    pilot, speed = trial.pilot(replace(asked, minutes=0.0), seconds)
+    planner = Planner(asked, dataset, world, pilot)
+    choice = settle(planner, trial, speed, TIMED_SHARE * seconds)
+    found = choice.config
+    evaluations = 0
+    if not asked.eval_every:
+        evaluations = int(EVALUATION_SHARE * seconds / choice.evaluation_seconds)
+        evaluations = max(1, min(evaluations, MOST_EVALUATIONS))
+        found = replace(found, eval_every=math.ceil(found.max_steps / evaluations))
+    if world.is_main:
+        bits = dataset.bits_per_byte(choice.loss)
+        print(f"expected: {choice.loss:.2f} nats per token, {bits:.2f} bits per byte")
+    # All evaluations but the last one are spread over the training, so the clock sees them
+    left = planner.seconds_left() - choice.evaluation_seconds
+    now = time.perf_counter()
+    is_fixed = asked.max_steps > 0 or asked.optim.decay_fraction == 1
+    return found, None if is_fixed else Clock(now, now + left, evaluations)
+
+
+def settle(planner: Planner, trial: Trial, speed: Speed, most_seconds: float) -> Choice:
+    """Choose and time in turn, until the choice is a size that was timed.
+
+    It may at most double each time, as the speed of much larger sizes is a guess.
+    """
+    speeds = {PILOT_LAYERS: speed}
+    last = speed
+    choice = planner.best(2 * PILOT_LAYERS, speed, last)
+    for _ in range(MOST_ROUNDS):
+        n_layer = choice.config.model.n_layer
+        if n_layer in speeds:
+            break
+        last = speeds[n_layer] = trial.speed(choice.config, most_seconds)
+        choice = planner.best(2 * max(speeds), speed, last)
+    return choice
+
+
+def seconds_per_token(flops: float, *speeds: Speed) -> float:
+    """Return the height at `flops` of the line through one or two speeds.
+
+    It goes through the last one, and neither starts below 0 nor is nearly flat.
+    """
+    (x0, y0), (x1, y1) = speeds[0], speeds[-1]
+    slope = (y1 - y0) / (x1 - x0) if x1 != x0 else math.inf
+    slope = min(max(slope, LEAST_SLOPE * y1 / x1), y1 / x1)
+    return y1 + slope * (flops - x1)

@@ -1,0 +1,121 @@
+"""Short runs that leave nothing behind: how fast is this machine, and how hard is this text?"""
+
+import contextlib
+import lzma
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.loss import evaluate
+from engine.parallel import World
+from engine.report import flops_per_token, product_weights
+from model import require
+
+PILOT_LAYERS = 2
+PILOT_SHARE = 0.05  # of the time
+PILOT_SECONDS = 120.0  # at most
+PILOT_TOKENS = 512  # in a step, of a process
+LEAST_PILOT_STEPS = 24
+VAL_TOKENS = 2**15  # of the validation split score the pilot
+TIMED_SHARE = 0.02  # of the time; a size is timed until that has passed, or these steps are done
+TIMED_STEPS = 4
+TRAIN_BYTES = 600_000  # that LZMA compresses
+VAL_BYTES = 100_000
+PIECES = 8  # of each split, spread over it
+
+Speed = tuple[float, float]  # operations per token, and seconds per token
+Update = Callable[[Any, tuple[Tensor, ...]], None]
+
+
+@dataclass(frozen=True)
+class Pilot:
+    """What a small model showed of a text."""
+
+    product_weights: int
+    n_tokens: int
+    loss: float  # validation loss in nats per token
+    hardness: float
+
+
+class Trial:
+    """Assembles runs of a dataset, and trains them with `update`."""
+
+    def __init__(
+        self, assemble: Callable[[Any], Any], update: Update, dataset: Any, world: World
+    ) -> None:
+        self.assemble, self.update = assemble, update
+        self.dataset, self.world = dataset, world
+
+    def speed(self, config: Any, most_seconds: float) -> Speed:
+        """Return the speed of a run, once it is warm."""
+        run = self.assemble(config)
+        with contextlib.closing(run.log):
+            found = [self._seconds(run, 1)]
+            while len(found) < 2 or (len(found) <= TIMED_STEPS and sum(found) < most_seconds):
+                found.append(self._seconds(run, 1))
+        n_tokens = run.config.batch_size * run.config.model.context_length
+        return flops_per_token(run.model), statistics.median(found[1:]) / n_tokens
+
+    def pilot(self, config: Any, seconds: float) -> tuple[Pilot, Speed]:
+        """Train a small model for a share of so many seconds, and score it."""
+        T = config.model.context_length
+        batch_size = config.batch_size or max(1, PILOT_TOKENS // T) * self.world.size
+        small = replace(config.model, n_layer=PILOT_LAYERS)
+        config = replace(config, model=small, batch_size=batch_size, max_steps=LEAST_PILOT_STEPS)
+        speed = self.speed(config, TIMED_SHARE * seconds)
+        most_tokens = min(PILOT_SHARE * seconds, PILOT_SECONDS) / speed[1]
+        steps = max(LEAST_PILOT_STEPS, round(most_tokens / (batch_size * T)))
+        run = self.assemble(replace(config, max_steps=steps))
+        with contextlib.closing(run.log):
+            self._seconds(run, steps)
+            windows = spread(self.dataset.tokens("val"), T + 1, VAL_TOKENS // T)
+            batches = ((window_1S[:, :-1], window_1S[:, 1:]) for window_1S in windows)
+            loss = evaluate(run.loss_model, batches, self.world) or math.nan
+        require(math.isfinite(loss), "the pilot's loss is not finite: lower the learning rates")
+        n_weights = product_weights(run.model)
+        found = Pilot(n_weights, steps * batch_size * T, loss, hardness(self.dataset))
+        return found, speed
+
+    def _seconds(self, run: Any, steps: int) -> float:
+        """Do so many updates; return how long they took, as a mean over the processes."""
+        started_at = time.perf_counter()
+        for _ in range(steps):
+            batch = run.batches.batch(run.progress.step)
+            self.update(run, tuple(tensor.to(self.world.device) for tensor in batch))
+            run.progress.step += 1
+        run.log.flush(run.stop)  # waits for a GPU
+        taken = torch.tensor(time.perf_counter() - started_at)
+        return (self.world.sum(taken) / self.world.size).item()
+
+
+def hardness(dataset: Any) -> float:
+    """Return what LZMA needs for validation text after training text, in nats per token.
+
+    It knows no grammar, but sees what returns, so code is easier than prose for it too.
+    """
+    meta = dataset.meta["splits"]["val"]
+    bytes_per_token = meta["bytes"] / meta["tokens"]
+
+    def text(split: str, most_bytes: int) -> bytes:
+        length = max(1, round(most_bytes / bytes_per_token / PIECES))
+        pieces = spread(dataset.tokens(split), length, PIECES)
+        return "".join(dataset.tokenizer.decode(p.flatten().tolist()) for p in pieces).encode()
+
+    before, after = text("train", TRAIN_BYTES), text("val", VAL_BYTES)
+    added = len(lzma.compress(before + after, preset=1)) - len(lzma.compress(before, preset=1))
+    return added * 8 / len(after) * math.log(2) * bytes_per_token
+
+
+def spread(tokens_N: np.ndarray, length: int, n: int) -> Iterator[Tensor]:
+    """Yield up to `n` windows (1, length), evenly spread over a split; one if it is short."""
+    length = min(length, len(tokens_N))
+    n = max(1, min(n, len(tokens_N) // length))
+    for start in np.linspace(0, len(tokens_N) - length, n).astype(int).tolist():
+        yield torch.from_numpy(np.asarray(tokens_N[start : start + length], np.int64))[None]

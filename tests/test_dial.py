@@ -1,0 +1,214 @@
+"""The dial: minutes in, sizes out."""
+
+import math
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import train
+from data.loader import Dataset
+from engine import checkpoint, cli, dial, recipe
+from engine.dial import Clock, Planner, seconds_per_token
+from engine.parallel import World
+from engine.trial import Pilot, hardness, spread
+from helpers import losses, outcome, train_here, write_dataset, write_tiny
+
+PILOT = Pilot(product_weights=400_000, n_tokens=100_000, loss=2.0, hardness=2.0)
+MACHINE = World(torch.device("cpu"))
+FALLING = ("--optim.decay=linear", "--optim.decay_fraction=0.6")
+FREE = ("--model.n_layer=0", "--model.n_embd=0", "--model.n_head=0", "--model.dropout=0")
+UNPLANNED = ("--max_steps=0", "--batch_size=0", "--micro_batch_size=0", "--eval_every=0")
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that has just started, and ends as soon as it has trained."""
+    monkeypatch.setattr(dial, "STARTED_AT", time.perf_counter())
+    monkeypatch.setattr(dial, "ENDING_SECONDS", 0.0)
+    monkeypatch.setattr("engine.trial.LEAST_PILOT_STEPS", 4)
+
+
+def test_a_pilot_is_expected_to_lose_what_it_lost():
+    assert recipe.expected_loss(PILOT, 400_000, 100_000, 10**9) == pytest.approx(2.0)
+
+
+def test_the_expected_loss_falls_with_weights_and_tokens_but_never_below_its_floor():
+    def expected(weights: float, tokens: float) -> float:
+        return recipe.expected_loss(PILOT, int(weights), int(tokens), 10**15)
+
+    assert expected(4e6, 1e5) < 2.0 > expected(4e5, 1e6) > expected(4e6, 1e6)
+    assert expected(1e12, 1e14) == pytest.approx(recipe.FLOOR * PILOT.hardness, rel=0.02)
+
+
+def test_the_expected_loss_above_its_floor_is_that_of_the_formula():
+    floor = recipe.FLOOR * 2.0
+
+    def reducible(n: float, d: float) -> float:
+        return recipe.SIZE / n**recipe.ALPHA + 1 / d**recipe.BETA
+
+    expected = floor + (2.0 - floor) * reducible(3.0, 5.0) / reducible(0.4, 0.1)
+    assert recipe.expected_loss(PILOT, 3_000_000, 5_000_000, 10**9) == pytest.approx(expected)
+
+
+def test_repeated_tokens_are_worth_less_than_new_ones_and_more_than_none():
+    def expected(n_unique: int) -> float:
+        return recipe.expected_loss(PILOT, 400_000, 8_000_000, n_unique)
+
+    assert expected(8_000_000) < expected(1_000_000) < expected(100_000)
+    seen_once = recipe.expected_loss(PILOT, 400_000, 1_000_000, 1_000_000)
+    assert expected(1_000_000) < seen_once
+
+
+def test_the_constants_are_those_of_the_fit_in_docs():
+    benchmark = pytest.importorskip("benchmarks.dial")
+    fitted = benchmark.Dial().measure()["fit"][0]
+    for name, value in fitted.items():
+        assert getattr(recipe, name) == pytest.approx(value, rel=0.01)
+
+
+def test_a_text_seen_more_than_four_times_gets_dropout_and_decay_and_what_is_given_stays():
+    config = train.TrainConfig()
+    plain = replace(config, optim=replace(config.optim, muon_weight_decay=0.0))
+    assert recipe.regularised(plain, epochs=4) == plain
+    found = recipe.regularised(plain, epochs=5)
+    assert found.model.dropout > 0 < found.optim.muon_weight_decay
+    given = replace(plain, model=replace(plain.model, dropout=0.3))
+    assert recipe.regularised(given, epochs=5).model.dropout == 0.3
+
+
+def test_seconds_lie_on_the_line_through_two_speeds():
+    small, large = (1e6, 1.0), (3e6, 2.0)
+    assert seconds_per_token(5e6, small, large) == pytest.approx(3.0)
+    assert seconds_per_token(4e6, (2e6, 1.0)) == pytest.approx(2.0)  # one: the line through 0
+
+
+def test_a_larger_size_always_counts_as_slower_and_no_size_takes_less_than_nothing():
+    assert seconds_per_token(6e6, (1e6, 2.0), (3e6, 1.0)) == pytest.approx(1.3)
+    assert seconds_per_token(1e6, (1e6, 0.1), (2e6, 2.0)) == pytest.approx(1.0)
+
+
+def test_the_clock_is_due_when_the_share_of_the_time_before_the_fall_has_passed():
+    now = time.perf_counter()
+    assert Clock(now - 41, now + 59, 1).is_due(5, 0.6, MACHINE)
+    assert not Clock(now - 39, now + 61, 1).is_due(5, 0.6, MACHINE)
+    assert not Clock(now - 41, now + 59, 1).is_due(0, 0.6, MACHINE)  # nothing is known of its speed
+
+
+class Text:
+    """A dataset of which only sizes are asked."""
+
+    def __init__(self, n_tokens: int) -> None:
+        self.n_tokens = {"train": n_tokens, "val": 10_000}
+
+    def tokens(self, split: str) -> range:
+        return range(self.n_tokens[split])
+
+    def fitting_vocab_size(self, asked: int) -> int:
+        return 64
+
+
+def choice(monkeypatch: pytest.MonkeyPatch, minutes: float, n_tokens: int = 10**9, **asked: Any):
+    """What is chosen on a machine of 100 GFLOP/s in float32."""
+    monkeypatch.setattr(dial, "STARTED_AT", time.perf_counter())
+    file, flags = "config/modern.toml", [f"--{name}={value}" for name, value in asked.items()]
+    config = cli.parse_config(train.TrainConfig, [file, f"--minutes={minutes}", *flags])
+    return Planner(config, Text(n_tokens), MACHINE, PILOT).best(32, (1e6, 1e-5), (1e7, 1e-4))
+
+
+def test_more_minutes_give_a_larger_model_more_tokens_and_a_lower_loss(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    found = [choice(monkeypatch, minutes) for minutes in (1, 10, 100, 1000)]
+    sizes = [chosen.config.model.n_layer for chosen in found]
+    assert sizes == sorted(sizes)
+    assert sizes[0] < sizes[-1]
+    tokens = [chosen.config.max_steps * chosen.config.batch_size for chosen in found]
+    assert tokens == sorted(tokens)
+    expected = [chosen.loss for chosen in found]
+    assert expected == sorted(expected, reverse=True)
+
+
+def test_the_choice_is_the_best_of_all_sizes_and_each_fills_the_time(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    best = choice(monkeypatch, 10)
+    n_layer = best.config.model.n_layer
+    for other in (n_layer - 1, n_layer + 1):
+        found = choice(monkeypatch, 10, **{"model.n_layer": other})
+        assert found.config.model.n_layer == other
+        assert found.loss > best.loss
+    tokens = best.config.max_steps * best.config.batch_size * 256
+    config = replace(best.config.model, vocab_size=64)
+    seconds = tokens * 1e-11 * dial.flops_per_token(dial.GPT(config))
+    assert seconds + best.evaluation_seconds == pytest.approx(600 - dial.ENDING_SECONDS, rel=0.02)
+
+
+def test_a_short_text_is_regularised_and_what_is_set_is_kept(monkeypatch: pytest.MonkeyPatch):
+    assert choice(monkeypatch, 10).config.model.dropout == 0
+    found = choice(monkeypatch, 10, n_tokens=100_000, batch_size=4, eval_tokens=512).config
+    assert found.model.dropout > 0
+    assert (found.batch_size, found.eval_tokens, found.minutes) == (4, 512, 0.0)
+
+
+def test_a_validation_split_that_takes_too_long_is_cut(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(dial, "EVALUATION_SHARE", 1e-6)
+    assert 0 < choice(monkeypatch, 1).config.eval_tokens < 10_000
+
+
+def test_text_that_returns_is_easier_than_text_that_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    dataset = Dataset.open(write_dataset(tmp_path))
+    rng = np.random.default_rng(0)
+    found = {}
+    for name, period in (("random", 60_000), ("returns", 15)):
+        text = np.tile(rng.integers(15, size=period), 60_000 // period).astype(np.uint16)
+        splits = {"train": text[:30_000], "val": text[30_000:]}
+        monkeypatch.setattr(dataset, "tokens", splits.__getitem__)
+        found[name] = hardness(dataset)
+    assert found["random"] == pytest.approx(math.log(15), rel=0.4)
+    assert found["returns"] < 0.1 * found["random"]
+
+
+def test_windows_are_spread_over_the_whole_split():
+    firsts = [window_1S[0, 0].item() for window_1S in spread(np.arange(1000), 10, 4)]
+    assert firsts == [0, 330, 660, 990]
+    assert [w.shape for w in spread(np.arange(7), 10, 4)] == [(1, 7)]
+
+
+@pytest.mark.usefixtures("short")
+def test_minutes_become_plain_numbers_in_the_config_which_repeats_the_run(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    train_here(tiny, tmp_path / "run", "--minutes=0.05", *UNPLANNED, *FREE, *FALLING)
+    assert "expected: " in capsys.readouterr().out
+    config = cli.read_toml(str(tmp_path / "run/config.toml"))
+    assert config["minutes"] == 0
+    assert min(config["max_steps"], config["batch_size"], config["model"]["n_layer"]) > 0
+    assert checkpoint.load(tmp_path / "run", "last")["step"] == config["max_steps"]
+    train_here(tmp_path / "run/config.toml", tmp_path / "again")
+    assert outcome(tmp_path / "again")["last"] == outcome(tmp_path / "run")["last"]
+
+
+@pytest.mark.usefixtures("short")
+def test_steps_that_are_given_are_done_however_much_time_is_left(tiny: Path, tmp_path: Path):
+    train_here(tiny, tmp_path / "run", "--minutes=0.1", *FALLING)
+    assert cli.read_toml(str(tmp_path / "run/config.toml"))["max_steps"] == 12
+    assert len(losses(tmp_path / "run")) == 12 + 3
+
+
+@pytest.mark.usefixtures("short")
+def test_a_run_of_some_minutes_takes_no_weights_of_another(tiny: Path, tmp_path: Path):
+    train_here(tiny, tmp_path / "run")
+    with pytest.raises(ValueError, match="minutes plan a new run, and init_from goes on with one"):
+        train_here(tiny, tmp_path / "b", "--minutes=1", f"--init_from={tmp_path / 'run'}")
