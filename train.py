@@ -49,7 +49,7 @@ class TrainConfig:
     batch_size: int = 0
     """Sequences per update, over all devices; 0 plans a number that suits the run."""
     micro_batch_size: int = 0
-    """Sequences per pass on one device, 0 for its share; affects memory, and dropout's masks."""
+    """Sequences per pass on one device; 0 plans it. Affects memory, and dropout's masks."""
     eval_every: int = 0
     """Number of steps between evaluations, each of which also saves a checkpoint; 0 plans it."""
     keep_every: int = 0

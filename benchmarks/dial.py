@@ -94,7 +94,7 @@ def log_ratios(constants: Tensor, found: list[tuple[Point, Point]]) -> Tensor:
 
     def reducible(i: int) -> Tensor:
         weights, tokens = column(lambda p: p.product_weights, i), column(lambda p: p.n_tokens, i)
-        return size * (weights / 1e6) ** -alpha + (tokens / 1e6) ** -beta
+        return recipe.reducible(weights, tokens, size, alpha, beta)
 
     lowest = floor * column(lambda p: p.hardness, 0)
     expected = lowest + (column(lambda p: p.loss, 0) - lowest) * reducible(1) / reducible(0)

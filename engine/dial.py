@@ -40,7 +40,6 @@ class Clock:
 
     started_at: float
     ends_at: float
-    evaluations: int  # that fit into the time; 0 if eval_every was given
 
     def is_due(self, step: int, decay_fraction: float, world: World) -> bool:
         """Return whether the rates must begin to fall; all processes get one answer."""
@@ -56,8 +55,6 @@ def keep_time(run: Any) -> Any:
     if run.clock is None or not run.clock.is_due(step, fraction, run.world):
         return config
     config = replace(config, max_steps=max(step + 1, math.ceil(step / (1 - fraction))))
-    if run.clock.evaluations:
-        config = replace(config, eval_every=math.ceil(config.max_steps / run.clock.evaluations))
     run.log.bar.total = config.max_steps
     run.clock = None
     if run.world.is_main:  # running this config again repeats the run
@@ -143,7 +140,6 @@ def choose(asked: Any, trial: Trial) -> tuple[Any, Clock | None]:
     planner = Planner(asked, dataset, world, pilot)
     choice = settle(planner, trial, speed, TIMED_SHARE * seconds)
     found = choice.config
-    evaluations = 0
     if not asked.eval_every:
         evaluations = int(EVALUATION_SHARE * seconds / choice.evaluation_seconds)
         evaluations = max(1, min(evaluations, MOST_EVALUATIONS))
@@ -155,7 +151,7 @@ def choose(asked: Any, trial: Trial) -> tuple[Any, Clock | None]:
     left = planner.seconds_left() - choice.evaluation_seconds
     now = time.perf_counter()
     is_fixed = asked.max_steps > 0 or asked.optim.decay_fraction == 1
-    return found, None if is_fixed else Clock(now, now + left, evaluations)
+    return found, None if is_fixed else Clock(now, now + left)
 
 
 def settle(planner: Planner, trial: Trial, speed: Speed, most_seconds: float) -> Choice:

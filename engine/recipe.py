@@ -105,9 +105,11 @@ def expected_loss(pilot: Pilot, n_weights: int, n_tokens: int, n_unique: int) ->
     return floor + above / reducible(pilot.product_weights, pilot.n_tokens)
 
 
-def reducible(n_weights: float, n_tokens: float) -> float:
-    """Return a N^-α + D^-β, with N and D in millions."""
-    return SIZE * (n_weights / 1e6) ** -ALPHA + (n_tokens / 1e6) ** -BETA
+def reducible(
+    n_weights: Any, n_tokens: Any, size: Any = SIZE, alpha: Any = ALPHA, beta: Any = BETA
+) -> Any:
+    """Return a N^-α + D^-β, with N and D in millions. All may be tensors, for a fit."""
+    return size * (n_weights / 1e6) ** -alpha + (n_tokens / 1e6) ** -beta
 
 
 def regularised(config: Any, epochs: float) -> Any:
