@@ -17,8 +17,8 @@ import sample
 from data.bigram import bigram_loss
 from data.loader import Batches, DataConfig, Dataset, Windows, eval_batches
 from engine import checkpoint, cli, dial, parallel, recipe, report, resume
-from engine.attend import choose_attention
 from engine.device import DeviceName, HostCopy, Precision, Prefetch, choose_precision
+from engine.kernels import build_model
 from engine.loss import LossModel, evaluate
 from engine.metrics import Metrics, Update
 from engine.optim import OptimConfig, Optimizer, build_optimizers, clip_gradients, schedule
@@ -138,8 +138,8 @@ def assemble(asked: TrainConfig, dataset: Dataset, world: World, stop: StopReque
     # The same seed builds the same model in every process; it is compiled, and then replicated
     torch.manual_seed(asked.seed)
     dtype = getattr(torch, choose_precision(asked.precision, world.device))
-    attend = choose_attention(world.device, dtype, asked.model.context_length)
-    model = GPT(replace(asked.model, vocab_size=vocab_size), attend).to(world.device)
+    sizes = replace(asked.model, vocab_size=vocab_size)
+    model = build_model(sizes, world.device, dtype, asked.compile)
     config = recipe.complete(asked, model, len(train_T), world)
     loss_model = LossModel(model, dtype)
     replica = parallel.replicate(loss_model, world, compiled=config.compile)

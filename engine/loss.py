@@ -61,12 +61,17 @@ class LinearCrossEntropy(torch.autograd.Function):
         dx_NC, dhead_VC = torch.zeros_like(x_NC), torch.zeros_like(head_VC)
         chunks = zip(x_NC.split(size), targets_N.split(size), dx_NC.split(size), strict=True)
         for x_nC, targets_n, dx_nC in chunks:
-            log_p_nV = (x_nC @ weight_VC.T).float().log_softmax(dim=-1)
-            loss += F.nll_loss(log_p_nV, targets_n, reduction="sum")
+            targets_n1 = targets_n.clamp(min=0)[:, None]
+            counts_n1 = (targets_n >= 0).float()[:, None]
+            logits_nV = (x_nC @ weight_VC.T).float()
+            logits_nV -= logits_nV.amax(dim=1, keepdim=True)  # so that exp cannot overflow
+            logit_n1 = logits_nV.gather(1, targets_n1)
+            exp_nV = logits_nV.exp_()
+            total_n1 = exp_nV.sum(dim=1, keepdim=True)
+            loss += ((total_n1.log() - logit_n1) * counts_n1).sum()
             # ∂(-ln softmax(z)ₜ)/∂zᵥ = softmax(z)ᵥ - [v = t], and 0 where the target does not count
-            d_nV = log_p_nV.exp()
-            d_nV.scatter_add_(1, targets_n.clamp(min=0)[:, None], torch.full_like(d_nV[:, :1], -1))
-            d_nV = d_nV.masked_fill((targets_n < 0)[:, None], 0).to(x_nC.dtype)
+            d_nV = exp_nV.mul_(counts_n1 / total_n1)
+            d_nV = d_nV.scatter_add_(1, targets_n1, -counts_n1).to(x_nC.dtype)
             dx_nC += d_nV @ weight_VC
             dhead_VC += d_nV.T @ x_nC
         n_targets = (targets_N >= 0).sum()
