@@ -12,6 +12,7 @@ from model import GPT
 
 # The most logits in memory at once; on a CPU these fit its caches
 LOGITS_ON_CPU, LOGITS_ON_GPU = 2**22, 2**27
+LEAST_ROWS = 256  # with fewer positions, a product reads the head's weights too often
 
 
 class LossModel(nn.Module):
@@ -45,7 +46,7 @@ def summed_loss(model: GPT, x_NC: Tensor, targets_N: Tensor) -> Tensor:
 
 def rows_at_once(x_NC: Tensor, vocab_size: int) -> int:
     most = LOGITS_ON_CPU if x_NC.device.type == "cpu" else LOGITS_ON_GPU
-    return max(1, most // vocab_size)
+    return max(LEAST_ROWS, most // vocab_size)
 
 
 class LinearCrossEntropy(torch.autograd.Function):
