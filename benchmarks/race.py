@@ -45,6 +45,8 @@ class Race(Repeated):
     """How the text becomes tokens; nanoGPT's dataset of gpt2 tokens is called large."""
     device: DeviceName = "auto"
     """Device; on cuda nanoGPT runs its stock config, else its README's command for a CPU."""
+    equal_time: bool = True
+    """Train ours for as long as nanoGPT took, too, and longer where it ends above its loss."""
     flags: str = ""
     """More flags for our train.py, in one string."""
     their_flags: str = ""
@@ -62,6 +64,8 @@ class Race(Repeated):
             prepare_both(checkout, text, self.tokenizer, folder)
             for n in range(self.repeats):
                 rows += self.round(n, checkout, folder)
+            if not self.equal_time:
+                return {"runs": rows, "summary": summary(rows)}
             steps = math.ceil(LONGER * of_side(rows, US)["steps"])
             while shortest(rows) is None and steps < of_side(rows, US_EQUAL)["steps"]:
                 rows += [self.ours(US_LONGER, n, folder, steps) for n in range(self.repeats)]
@@ -69,7 +73,10 @@ class Race(Repeated):
         return {"runs": rows, "summary": summary(rows)}
 
     def round(self, n: int, checkout: Path, folder: Path) -> list[Row]:
-        """Run theirs, ours, and ours again for the steps that fit into the time of theirs."""
+        """Run theirs, ours, and ours again for the steps that fit into the time of theirs.
+
+        The last is left out without `equal_time`.
+        """
         stock = nanogpt.STOCK if find_device(self.device) == "cuda" else nanogpt.CPU
         out_dir = folder / f"theirs_{n}"
         flags = (*stock, *shlex.split(self.their_flags), f"--out_dir={out_dir}")
@@ -79,9 +86,11 @@ class Race(Repeated):
         theirs |= {"step ms": step_ms, "whole process s": finished.seconds}
         model, context_length = nanogpt.load_loss(checkout, out_dir / "ckpt.pt")
         theirs |= self.judge(model, context_length, folder)
-        ours = self.ours(US, n, folder)
-        steps = steps_within(ours, SAFETY * finished.seconds)
-        return [theirs, ours, self.ours(US_EQUAL, n, folder, steps)]
+        rows = [theirs, self.ours(US, n, folder)]
+        if self.equal_time:
+            steps = steps_within(rows[-1], SAFETY * finished.seconds)
+            rows.append(self.ours(US_EQUAL, n, folder, steps))
+        return rows
 
     def ours(self, side: str, n: int, folder: Path, steps: int = 0) -> Row:
         """Train ours, for the steps of its config or for others."""
@@ -129,15 +138,17 @@ def shortest(rows: list[Row]) -> Row | None:
 
 def summary(rows: list[Row]) -> list[Row]:
     """Return the race in a few lines: medians over the rounds, and theirs divided by ours."""
-    theirs, ours, equal = (of_side(rows, name) for name in (THEM, US, US_EQUAL))
+    theirs, ours = of_side(rows, THEM), of_side(rows, US)
     pairs = {
         "whole process, s": ("whole process s", ours),
         "loss on the whole validation split": ("loss", ours),
         "time to nanoGPT's final loss, s": ("whole process s", shortest(rows)),
-        "time of the run of equal time, s": ("whole process s", equal),
-        "loss at equal time": ("loss", equal),
         "parameters": ("parameters", ours),
     }
+    if any(row["run"] == US_EQUAL for row in rows):
+        equal = of_side(rows, US_EQUAL)
+        pairs["time of the run of equal time, s"] = ("whole process s", equal)
+        pairs["loss at equal time"] = ("loss", equal)
     return [
         {"median": what, THEM: theirs[column]}
         | ({US: own[column], "ratio": theirs[column] / own[column]} if own else {US: "not reached"})

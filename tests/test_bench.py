@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import bench
-from benchmarks import generation, gpu, nanogpt, peers, race, stories, table, training
+from benchmarks import check, generation, gpu, nanogpt, peers, race, stories, table, training
 from benchmarks.preparation import encoding_rates
 from benchmarks.race import THEM, US, US_EQUAL, US_LONGER, Race
 from benchmarks.runs import Finished, python, run
@@ -374,6 +374,13 @@ def test_a_loss_that_no_run_reached_is_said_to_be_not_reached() -> None:
     assert line == {"median": line["median"], THEM: 100, "ours": "not reached"}
 
 
+def test_a_race_without_equal_time_tells_nothing_of_it() -> None:
+    rows = [entry(THEM, 100, 1.8), entry(US, 10, 1.7, 175)]
+    lines = {line["median"] for line in race.summary(rows)}
+    assert "time to nanoGPT's final loss, s" in lines
+    assert not {line for line in lines if "equal" in line}
+
+
 @pytest.mark.parametrize(("most", "tried"), [(2000, [125, 157]), (150, [125])])
 def test_a_race_that_is_not_won_goes_on_with_more_steps_until_it_is_or_the_time_is_over(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, most: int, tried: list[int]
@@ -465,6 +472,22 @@ def test_each_tokenizer_is_measured_in_turn_with_its_median(tiny: Path) -> None:
 
 
 # --- The GPU's parts ------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_cpu_computes_what_it_computes_in_every_way(tiny: Path) -> None:
+    flags = "--model.context_length=32 --model.n_embd=32 --eval_tokens=400"
+    checked = check.Check(text=tiny.parent / "words.txt", flags=flags, device="cpu")
+    (rows,) = checked.measure().values()
+    outcomes = {row["check"]: row["outcome"] for row in rows}
+    names = ("on the CPU", "compiled", "bfloat16", "resumed", "logits, decoded")
+    assert outcomes == dict.fromkeys(names, "ok")
+
+
+def test_what_is_too_far_from_the_plain_run_is_told() -> None:
+    assert check.row("a", 2.0, 2.001, 0.01)["outcome"] == "ok"
+    assert check.row("a", 2.0, 1.98, 0.01)["outcome"] == "TOO FAR"
+    assert check.row("a", 2.0, float("nan"), 0.01)["outcome"] == "TOO FAR"
 
 
 @pytest.mark.slow
