@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from engine.device import DeviceName, find_device, keep_freed_memory
+from model import Block
 
 
 @dataclass(frozen=True)
@@ -72,13 +73,19 @@ def world(device: DeviceName) -> Iterator[World]:
 
 
 def replicate(model: nn.Module, world: World, compiled: bool) -> nn.Module:
-    """Compile `model` if asked to, and let processes average its gradients (Li et al., 2020)."""
+    """Compile `model` if asked to, and let processes average its gradients (Li et al., 2020).
+
+    On a CPU only the blocks are compiled: all by one compilation, which takes two thirds of the
+    time that the whole model takes, and the steps are as fast.
+    """
     if compiled:
         from torch._functorch import config  # imports the compiler
 
         # Else compiled code would not be cached, as the loss is a custom autograd function
         config.autograd_cache_allow_custom_autograd_functions = True
-        model.compile()  # in place, so that the names of its parameters stay
+        blocks = [module for module in model.modules() if isinstance(module, Block)]
+        for part in blocks if world.device.type == "cpu" else [model]:
+            part.compile()  # in place, so that the names of its parameters stay
     if world.size == 1:
         return model
     return nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)

@@ -16,13 +16,15 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 import train
 from engine import parallel
 from engine.cli import parse_config
+from engine.loss import LossModel
 from engine.parallel import StopRequest, World, mix_seed, seed_dropout
 from helpers import PLAIN, REPOSITORY, SERVER, finish, signal_handlers_kept, write_tiny
+from model import GPT, ModelConfig
 
 CPU = torch.device("cpu")
 
@@ -139,7 +141,7 @@ from engine.loss import LossModel
 from model import GPT, ModelConfig
 torch.manual_seed(0)
 model = GPT(ModelConfig(vocab_size=5, context_length=4, n_layer=1, n_head=1, n_embd=8))
-world = parallel.World(torch.device("cpu"))
+world = parallel.World(torch.device("cuda"))  # where the loss is compiled, too
 loss_model = parallel.replicate(LossModel(model, torch.float32), world, compiled=True)
 tokens_BT = torch.arange(4)[None]
 loss_model(tokens_BT, tokens_BT + 1).backward()
@@ -169,6 +171,18 @@ def test_a_gradient_of_our_own_is_compiled_once_and_anew_when_its_code_changes(t
     assert changed != path.read_text()
     path.write_text(changed)
     assert probe() == (pytest.approx(2 * norm), False)
+
+
+@pytest.mark.parametrize(("device", "compiled"), [("cpu", "blocks.0"), ("cuda", "")])
+def test_on_a_cpu_the_blocks_are_compiled_alone(
+    monkeypatch: pytest.MonkeyPatch, device: str, compiled: str
+) -> None:
+    model = GPT(ModelConfig(vocab_size=5, context_length=4, n_layer=1, n_head=1, n_embd=8))
+    found: list[nn.Module] = []
+    monkeypatch.setattr(nn.Module, "compile", lambda module: found.append(module))
+    loss_model = LossModel(model, torch.float32)
+    parallel.replicate(loss_model, World(torch.device(device)), compiled=True)
+    assert found == [model.get_submodule(compiled) if compiled else loss_model]
 
 
 # --- Seeds ----------------------------------------------------------------------------------------
