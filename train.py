@@ -17,7 +17,7 @@ import sample
 from data.bigram import bigram_loss
 from data.loader import Batches, DataConfig, Dataset, Windows, eval_batches
 from engine import checkpoint, cli, dial, parallel, recipe, report, resume
-from engine.device import DeviceName, HostCopy, Precision, Prefetch, choose_precision
+from engine.device import DTYPES, DeviceName, HostCopy, Precision, Prefetch, choose_precision
 from engine.kernels import build_model
 from engine.loss import LossModel, evaluate
 from engine.metrics import Metrics, Update
@@ -137,7 +137,7 @@ def assemble(asked: TrainConfig, dataset: Dataset, world: World, stop: StopReque
     vocab_size = dataset.fitting_vocab_size(asked.model.vocab_size)
     # The same seed builds the same model in every process; it is compiled, and then replicated
     torch.manual_seed(asked.seed)
-    dtype = getattr(torch, choose_precision(asked.precision, world.device))
+    dtype = DTYPES[choose_precision(asked.precision, world.device)]
     sizes = replace(asked.model, vocab_size=vocab_size)
     model = build_model(sizes, world.device, dtype, asked.compile)
     config = recipe.complete(asked, model, len(train_T), world)

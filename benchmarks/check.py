@@ -11,7 +11,7 @@ from benchmarks.runs import temporary_folder
 from benchmarks.table import Output, Row, Tables
 from benchmarks.training import train
 from data.loader import Dataset
-from engine.device import DeviceName, find_device
+from engine.device import DeviceName
 from sampling.decode import Decoder
 from sampling.load import load_model
 
@@ -65,14 +65,12 @@ class Check(Output):
     def decoded_apart(self, folder: Path) -> float:
         """Return how far logits of cached steps, on a GPU captured ones, are from one pass's."""
         model = load_model(folder / "plain", "last", self.device).model
-        device = torch.device(find_device(self.device))
         tokens = Dataset.open(folder / "data").tokens("val", PROMPT_TOKENS + NEW_TOKENS)
-        tokens_1T = torch.tensor(tokens.tolist(), device=device)[None]
+        tokens_1T = torch.tensor(tokens.tolist(), device=model.wte.weight.device)[None]
         decoder = Decoder(model, [tokens_1T[0, :PROMPT_TOKENS].tolist()], NEW_TOKENS)
         steps = [decoder.read()]
-        steps += [
-            decoder.feed(token_1).clone() for token_1 in tokens_1T[:, PROMPT_TOKENS:].unbind(1)
-        ]
+        for token_1 in tokens_1T[:, PROMPT_TOKENS:].unbind(1):
+            steps.append(decoder.feed(token_1).clone())  # a captured step writes over its logits
         with torch.inference_mode():
             logits_TV = model(tokens_1T)[0, PROMPT_TOKENS - 1 :]
         return (torch.cat(steps) - logits_TV).abs().max().item()

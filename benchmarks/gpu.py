@@ -18,7 +18,7 @@ PARTS = Path(__file__).with_suffix(".toml")
 
 @dataclass(frozen=True, kw_only=True)
 class Gpu(Output):
-    """Measure on one GPU: speed and memory of 124M, sampling, and races against nanoGPT."""
+    """Check a GPU, then measure speed and memory of 124M, sampling, and races against nanoGPT."""
 
     nanogpt: Path
     """A checkout of nanoGPT: git clone https://github.com/karpathy/nanoGPT"""

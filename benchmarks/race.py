@@ -64,10 +64,9 @@ class Race(Repeated):
             prepare_both(checkout, text, self.tokenizer, folder)
             for n in range(self.repeats):
                 rows += self.round(n, checkout, folder)
-            if not self.equal_time:
-                return {"runs": rows, "summary": summary(rows)}
             steps = math.ceil(LONGER * of_side(rows, US)["steps"])
-            while shortest(rows) is None and steps < of_side(rows, US_EQUAL)["steps"]:
+            most = of_side(rows, US_EQUAL)["steps"] if self.equal_time else 0
+            while shortest(rows) is None and steps < most:
                 rows += [self.ours(US_LONGER, n, folder, steps) for n in range(self.repeats)]
                 steps = math.ceil(LONGER * steps)
         return {"runs": rows, "summary": summary(rows)}

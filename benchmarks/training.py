@@ -14,7 +14,7 @@ from benchmarks.runs import python, run, seconds_of, temporary_folder
 from benchmarks.table import MEBIBYTE, Repeated, Row, Tables, medians
 from engine import report
 from engine.cli import read_toml
-from engine.device import find_device
+from engine.device import DTYPES, find_device
 from sampling.load import load_model
 
 SETTLING_STEPS = 5  # at the start, in which train.py compiles, allocates and warms caches
@@ -115,7 +115,7 @@ def utilisation(out_dir: Path, step_seconds: float) -> Row:
 def matrix_flops(device: str, precision: str) -> float:
     """Return the FLOP/s of products of large square matrices: the median of a few."""
     n = MATRIX_SIZE[device]
-    a_NN, b_NN = torch.randn(2, n, n, device=device, dtype=getattr(torch, precision))
+    a_NN, b_NN = torch.randn(2, n, n, device=device, dtype=DTYPES[precision])
     # item() waits for a GPU, and the first product warms up
     seconds = [seconds_of(lambda: (a_NN @ b_NN)[0, 0].item()) for _ in range(1 + PRODUCTS)]
     return 2 * n**3 / statistics.median(seconds[1:])

@@ -11,6 +11,7 @@ from torch import Tensor
 
 DeviceName = Literal["auto", "cuda", "mps", "cpu"]
 Precision = Literal["auto", "float32", "bfloat16"]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # of what `auto` becomes
 M_TRIM_THRESHOLD = -1  # names of settings in glibc's malloc.h
 M_MMAP_MAX = -4
 

@@ -29,9 +29,7 @@ MOST_EVALUATIONS = 10
 ENDING_SECONDS = 4.0  # for samples, a picture, and a bigram model
 LEAST_LAYERS = 2  # a single one cannot find what followed earlier (Elhage et al., 2021)
 MOST_ROUNDS = 4
-LEAST_SLOPE = (
-    0.3  # of seconds over operations: a smaller one shows a machine that changed its speed
-)
+LEAST_SLOPE = 0.3  # of seconds over operations: below it the machine has changed its speed
 
 
 @dataclass(frozen=True)

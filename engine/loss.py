@@ -10,15 +10,16 @@ from torch.nn import functional as F
 from engine.parallel import StopRequest, World
 from model import GPT
 
-# The most logits in memory at once; on a CPU these fit its caches
+# The most logits in memory at once, unless they are of fewer positions than LEAST_ROWS; on a CPU
+# they fit its caches
 LOGITS_ON_CPU, LOGITS_ON_GPU = 2**22, 2**27
-LEAST_ROWS = 256  # with fewer positions, a product reads the head's weights too often
+LEAST_ROWS = 256  # of fewer positions a product reads the head's weights too often
 
 
 class LossModel(nn.Module):
     """Tokens and targets -> mean loss in nats per target. Targets of -100 do not count.
 
-    This is what train.py compiles and replicates, so that the GPT in it stays a plain one.
+    This is what train.py compiles (on a CPU: the blocks in it) and replicates.
     """
 
     def __init__(self, model: GPT, dtype: torch.dtype) -> None:
