@@ -23,9 +23,11 @@ from engine.cli import at_least, parse_config, run
 from engine.device import DeviceName
 from model import GPT, require
 from sampling.choose import Choice, Drawn, choose
-from sampling.converse import converse
+from sampling.converse import Conversation, converse
 from sampling.decode import Decoder, random_numbers, tokens_seen
+from sampling.fastest import fastest
 from sampling.load import Trained, load_model
+from sampling.lookup import generate_by_lookup
 from sampling.output import Sample, grow, read_steps, records, show
 from sampling.precision import SamplePrecision, convert
 from sampling.prompts import encode_prompt, line_joint, read_prompts, read_text
@@ -41,13 +43,14 @@ def generate(
     vocab_size: int,
     choice: Choice,
     top: int | None = None,
+    decoder: Decoder | None = None,
 ) -> Iterator[Drawn]:
     """Yield the next token of each text; text i continues prompts[i] with the numbers of seeds[i].
 
     A model's vocabulary may be padded: ids from vocab_size on are never chosen. `top` asks for
-    log-probabilities, as `choose` explains.
+    log-probabilities, as `choose` explains. A `decoder` may have read a part of these texts.
     """
-    decoder = Decoder(model, prompts, max_new_tokens)
+    decoder = decoder or Decoder(model, prompts, max_new_tokens)
     numbers = random_numbers(seeds, decoder.device)
     seen_BV = tokens_seen(prompts, vocab_size, decoder.device)
     logits_BV = decoder.read()
@@ -80,6 +83,8 @@ class SampleConfig(Choice):
     """Samples of each prompt."""
     batch_size: int = 16
     """Texts that grow at once; affects memory and speed, not results."""
+    lookup: bool = False
+    """Guess tokens that followed earlier in the text: faster where it repeats itself, same text."""
     interactive: bool = False
     """Type, and the model goes on; Ctrl-C ends an answer, Ctrl-D the session."""
     output: Path | None = None
@@ -93,7 +98,7 @@ class SampleConfig(Choice):
     seed: int = 1337
     """Random seed; sample i of a prompt is a function of seed and i."""
     precision: SamplePrecision = "auto"
-    """Weight precision: auto (bfloat16 on a GPU, else float32), float32, bfloat16, int8 (CPU)."""
+    """Weights: auto takes the fastest that keeps the loss; float16 and int8 are for a CPU."""
     device: DeviceName = "auto"
     """Device to run on; auto takes the best that is here."""
 
@@ -111,7 +116,7 @@ class SampleConfig(Choice):
 
 
 def grow_samples(
-    model: GPT, samples: list[Sample], config: SampleConfig
+    model: GPT, samples: list[Sample], config: SampleConfig, decoder: Decoder | None = None
 ) -> Iterator[tuple[int, str]]:
     """Write until every sample has ended; yield (row, text) of what can be shown.
 
@@ -119,13 +124,13 @@ def grow_samples(
     """
     prompts = [sample.prompt_tokens for sample in samples]
     seeds = [(config.seed, sample.index) for sample in samples]
-    vocab_size = samples[0].tokenizer.vocab_size
+    n = config.max_new_tokens
     top = config.show_top if config.show_top or config.output else None
-    draws = generate(model, prompts, seeds, config.max_new_tokens, vocab_size, config, top)
-    # islice stops at the last token, which the loop of `generate` would still feed
-    draws = islice(draws, config.max_new_tokens)
+    write = generate_by_lookup if config.lookup else generate
+    draws = write(model, prompts, seeds, n, samples[0].tokenizer.vocab_size, config, top, decoder)
     ahead = 1 if model.wte.weight.is_cuda else 0  # a GPU computes a step while one is read
-    return grow(read_steps(draws, ahead), samples, as_table=config.show_top > 0)
+    # islice stops at the last token, which the loop of `generate` would still feed
+    return grow(read_steps(islice(draws, n), ahead), samples, as_table=config.show_top > 0)
 
 
 def write_samples(trained: Trained, prompts: list[str], config: SampleConfig) -> None:
@@ -136,8 +141,9 @@ def write_samples(trained: Trained, prompts: list[str], config: SampleConfig) ->
         for prompt, prompt_tokens in zip(prompts, tokens, strict=True)
         for i in range(config.num_samples)
     ]
-    starts = range(0, len(samples), config.batch_size)
-    batches = [samples[start : start + config.batch_size] for start in starts]
+    batch_size = 1 if config.lookup else config.batch_size
+    starts = range(0, len(samples), batch_size)
+    batches = [samples[start : start + batch_size] for start in starts]
     if config.output is None:
         for start, batch in zip(starts, batches, strict=True):
             titles = [title(start + i, len(prompts), config) for i in range(len(batch))]
@@ -165,7 +171,10 @@ def talk(trained: Trained, config: SampleConfig) -> None:
         return Sample(text, encode_prompt(text, trained), turn, trained.tokenizer, config.stop)
 
     def answer(sample: Sample) -> Iterator[str]:
-        return (piece for _, piece in grow_samples(trained.model, [sample], config))
+        conversation.turn(sample.prompt_tokens)
+        return (piece for _, piece in grow_samples(trained.model, [sample], config, conversation))
+
+    conversation = Conversation(trained.model)
 
     converse(begin, answer, line_joint(trained.tokenizer))
 
@@ -176,7 +185,9 @@ def main() -> None:
     text = read_text(path) if path else config.prompt
     prompts = read_prompts(config.prompts) if config.prompts else [text]
     trained = load_model(config.out_dir, config.checkpoint, config.device)
-    convert(trained.model, config.precision)
+    is_chosen = config.precision == "auto" and not config.score  # scores are exact
+    precision = fastest(trained, config.out_dir) if is_chosen else config.precision
+    convert(trained.model, precision, min(config.batch_size, config.num_samples * len(prompts)))
     if config.score:
         print(f"{config.score}: {score_text(trained, text, config.score_stride)}")
     elif config.interactive:

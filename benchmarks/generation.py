@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from benchmarks import peers
-from benchmarks.race import split_loss
 from benchmarks.runs import python, run, seconds_of
 from benchmarks.table import Output, Row, Tables
 from data.loader import Dataset
@@ -22,6 +21,7 @@ from sampling.cache import cached_attention
 from sampling.decode import Decoder
 from sampling.load import load_model
 from sampling.precision import SamplePrecision, available, convert
+from sampling.score import split_loss
 
 QUICKSTART = Path("out/quickstart")  # used if it is there
 STEPS = 24  # tokens per text that are timed
@@ -30,7 +30,7 @@ NEW_TOKENS = 1 + SETTLING_STEPS + STEPS
 STEPS_AT_ONCE = {"cpu": 1, "mps": 8, "cuda": 8}  # waiting after each would slow a GPU down
 ROUNDS = 5
 READ_BYTES = 512 * 2**20  # far more than any cache holds
-BYTES: dict[SamplePrecision, int] = {"float32": 4, "bfloat16": 2, "int8": 1}  # of a weight
+BYTES: dict[SamplePrecision, int] = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
 QUALITY_TOKENS = 50_000  # of the validation split
 LOUD = 0.05  # std of c_proj: fresh blocks add little or nothing, so greedy text would repeat itself
 
@@ -46,7 +46,7 @@ class Sample(Output):
     batch_sizes: tuple[int, ...] = (1, 8, 64)
     """Texts that grow at once."""
     peer: tuple[str, ...] = ()
-    """Peers of the first of the models: nanogpt=CHECKOUT, transformers, or both."""
+    """Peers of the first of the models: nanogpt=CHECKOUT, transformers, llamacpp, or several."""
     run: Path | None = None
     """Run whose first token is timed, with its loss in each precision (default: out/quickstart)."""
     device: DeviceName = "auto"
@@ -54,8 +54,10 @@ class Sample(Output):
 
     def __post_init__(self) -> None:
         for peer in self.peer:
-            is_known = peer == "transformers" or peer.startswith("nanogpt=")
-            require(is_known, f"peer must be nanogpt=CHECKOUT or transformers: got {peer}")
+            is_known = peer in ("transformers", "llamacpp") or peer.startswith("nanogpt=")
+            require(
+                is_known, f"peer must be nanogpt=CHECKOUT, transformers or llamacpp: got {peer}"
+            )
 
     def measure(self) -> Tables:
         """Measure the peers, then the quality and the start of a run, then the speed."""
@@ -64,7 +66,8 @@ class Sample(Output):
         tables: Tables = {}
         if self.peer:
             model = random_model(self.models[0], device)
-            ours = {kind: convert(random_model(self.models[0], device), kind) for kind in kinds}
+            ours: dict[SamplePrecision, GPT] = {}
+            ours |= {kind: convert(random_model(self.models[0], device), kind) for kind in kinds}
             prompts = [random_prompts(model.config, 1, length)[0] for length in self.prompts]
             tables["peers"] = peers.race(model, ours, self.peer, prompts)
         if self.run or (QUICKSTART / "config.toml").is_file():

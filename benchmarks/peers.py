@@ -1,47 +1,76 @@
 """Other people's generation beside ours: greedy, on the same weights, in turn."""
 
 import statistics
+import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks import nanogpt
+from benchmarks import llamacpp, nanogpt
 from benchmarks.runs import seconds_of
 from benchmarks.table import Row
 from model import GPT
 from sampling.decode import Decoder
+from sampling.precision import SamplePrecision
 
-Generate = Callable[[Tensor, int], Tensor]  # a prompt (1, T), how many tokens to add -> (1, n)
+# A prompt (1, T), how many tokens to add -> these (1, n), and the seconds of each but the first
+Generate = Callable[[Tensor, int], tuple[Tensor, float]]
 ROUNDS = 3
-CHECKED = 8  # tokens on which all sides must agree
-TOKENS = {"nanogpt": 4, "transformers": 12, "ours": 24}  # that are timed in a turn, of seconds
+CHECKED = 8  # tokens on which all sides must agree in float32
+TOKENS = {"nanogpt": 4, "transformers": 12}  # that are timed in a turn, of seconds
+MOST_TOKENS = 24
+FLOAT32 = ("nanogpt", "transformers", "llamacpp f32")
+AGAINST: dict[SamplePrecision, tuple[str, ...]] = {  # whom each of our precisions meets
+    "float32": FLOAT32,
+    "float16": ("llamacpp f16", "llamacpp bf16"),
+    "bfloat16": ("llamacpp f16", "llamacpp bf16"),
+    "int8": ("llamacpp q8_0",),
+}
 
 
 def race(
-    model: GPT, ours: dict[Any, GPT], peers: tuple[str, ...], prompts: list[list[int]]
+    model: GPT, ours: dict[SamplePrecision, GPT], peers: tuple[str, ...], prompts: list[list[int]]
 ) -> list[Row]:
-    """Return a row per side and prompt: its tokens/s, also as a multiple of each peer's.
+    """Return a row for each prompt, precision and side that it meets, with the tokens/s of both.
 
     `ours` has the model in each precision. Raises ValueError unless all sides choose the same
     tokens in float32.
     """
     if model.config.is_modern:
         raise ValueError("peers need a model of GPT-2's architecture, such as --models 124M")
-    theirs = {peer.partition("=")[0]: generate_of(peer, model) for peer in peers}
-    own = {f"ours, {kind}": our_generate(converted) for kind, converted in ours.items()}
+    own: dict[str, Generate] = {kind: our_generate(converted) for kind, converted in ours.items()}
     rows: list[Row] = []
-    for prompt in prompts:
-        prompt_1T = torch.tensor([prompt], device=model.wte.weight.device)
-        for name, generate in theirs.items():
-            agree(name, generate(prompt_1T, CHECKED), own["ours, float32"](prompt_1T, CHECKED))
-        speeds = take_turns(theirs | own, prompt_1T)
-        for side, speed in speeds.items():
-            row: Row = {"prompt": len(prompt), "side": side, "tokens/s": speed}
-            rows.append(row | {f"times {name}": speed / speeds[name] for name in theirs})
+    with ExitStack() as servers:
+        theirs = sides_of(peers, model, servers)
+        for prompt in prompts:
+            prompt_1T = torch.tensor([prompt], device=model.wte.weight.device)
+            for name in theirs.keys() & set(FLOAT32):
+                written = (side(prompt_1T, CHECKED)[0] for side in (theirs[name], own["float32"]))
+                agree(name, *written)
+            speeds = take_turns(theirs | own, prompt_1T)
+            meetings = [(kind, side) for kind in ours for side in AGAINST[kind] if side in theirs]
+            for kind, side in meetings:
+                row: Row = {"prompt": len(prompt), "precision": kind, "tokens/s": speeds[kind]}
+                row |= {"side": side, "its tokens/s": speeds[side]}
+                rows.append(row | {"times": speeds[kind] / speeds[side]})
     return rows
+
+
+def sides_of(peers: tuple[str, ...], model: GPT, servers: ExitStack) -> dict[str, Generate]:
+    """Return how each side writes; llama.cpp is one for each type of weights."""
+    sides: dict[str, Generate] = {}
+    for peer in peers:
+        if peer == "llamacpp":
+            for kind in ("f32", "f16", "bf16", "q8_0"):
+                server = servers.enter_context(llamacpp.serve(model, kind))
+                sides[f"llamacpp {kind}"] = server.generate
+        else:
+            sides[peer.partition("=")[0]] = their_generate(peer, model)
+    return sides
 
 
 def take_turns(sides: dict[str, Generate], prompt_1T: Tensor) -> dict[str, float]:
@@ -49,10 +78,7 @@ def take_turns(sides: dict[str, Generate], prompt_1T: Tensor) -> dict[str, float
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(ROUNDS):
         for name, generate in sides.items():
-            n = TOKENS[name.partition(",")[0]]
-            first = seconds_of(lambda g=generate: g(prompt_1T, 1).tolist())
-            whole = seconds_of(lambda g=generate, n=n: g(prompt_1T, 1 + n).tolist())
-            seconds[name].append((whole - first) / n)
+            seconds[name].append(generate(prompt_1T, 1 + TOKENS.get(name, MOST_TOKENS))[1])
     return {name: 1 / statistics.median(values) for name, values in seconds.items()}
 
 
@@ -64,17 +90,34 @@ def agree(name: str, theirs_1T: Tensor, ours_1T: Tensor) -> None:
 
 
 def our_generate(model: GPT) -> Generate:
-    def generate(prompt_1T: Tensor, n: int) -> Tensor:
+    def generate(prompt_1T: Tensor, n: int) -> tuple[Tensor, float]:
         decoder = Decoder(model, prompt_1T.tolist(), n)
         tokens = [decoder.read().argmax(-1)]
+        tokens[0].item()  # which waits for a GPU
+        started_at = time.perf_counter()
         while len(tokens) < n:
             tokens.append(decoder.feed(tokens[-1]).argmax(-1))
-        return torch.stack(tokens, dim=1)
+        tokens[-1].item()
+        return torch.stack(tokens, dim=1), (time.perf_counter() - started_at) / max(1, n - 1)
 
     return generate
 
 
-def generate_of(peer: str, ours: GPT) -> Generate:
+def their_generate(peer: str, ours: GPT) -> Generate:
+    """Time a peer, whose method tells nothing of the first token, as a difference."""
+    method = generate_of(peer, ours)
+
+    def generate(prompt_1T: Tensor, n: int) -> tuple[Tensor, float]:
+        first = seconds_of(lambda: method(prompt_1T, 1).tolist())
+        started_at = time.perf_counter()
+        tokens_1T = method(prompt_1T, n)
+        whole = time.perf_counter() - started_at
+        return tokens_1T, (whole - first) / max(1, n - 1)
+
+    return generate
+
+
+def generate_of(peer: str, ours: GPT) -> Callable[[Tensor, int], Tensor]:
     """Return the method of a peer, `nanogpt=CHECKOUT` or `transformers`, with our weights."""
     config, state = ours.config, ours.state_dict()
     head_VC = state.pop("lm_head.weight")

@@ -15,12 +15,12 @@ from benchmarks.preparation import prepare
 from benchmarks.runs import temporary_folder
 from benchmarks.table import Repeated, Row, Tables, medians
 from benchmarks.training import FIRST_SEED, steps_within, train
-from data.loader import Dataset, Windows, eval_batches
+from data.loader import Dataset
 from engine.device import DeviceName, find_device
-from engine.loss import LossModel, evaluate
-from engine.parallel import World
+from engine.loss import LossModel
 from sampling.load import load_model
 from sampling.prompts import read_text
+from sampling.score import split_loss
 
 THEM = "nanoGPT"
 US = "ours"
@@ -108,16 +108,6 @@ class Race(Repeated):
         dataset = Dataset.open(folder / "data")
         loss = split_loss(model.to(find_device(self.device)), context_length, dataset)
         return {"loss": loss, "parameters": sum(p.numel() for p in model.parameters())}
-
-
-def split_loss(model: nn.Module, context_length: int, dataset: Dataset, first: int = 0) -> float:
-    """Return the mean loss over a validation split, or over its `first` tokens."""
-    windows, at_once = Windows(dataset.vocab_size, context_length), max(1, 2**12 // context_length)
-    tokens_N = dataset.tokens("val", first)
-    batches = eval_batches(tokens_N, windows, at_once, dataset.end_of_text)
-    loss = evaluate(model, batches, World(next(model.parameters()).device))
-    assert loss is not None
-    return loss
 
 
 def of_side(rows: list[Row], name: str) -> Row:

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.race import split_loss
 from benchmarks.table import Output, Row, Tables
 from data.bigram import bigram_loss
 from data.loader import Dataset
@@ -14,6 +13,7 @@ from data.stories import questions
 from engine.loss import LossModel
 from model import GPT
 from sampling.load import load_model
+from sampling.score import split_loss
 from viewer.labels import costs_of, label
 from viewer.probe import Measured, make_probes, measure
 from viewer.scores import NAMES

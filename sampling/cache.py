@@ -33,9 +33,9 @@ class KVCache:
         # A CPU's kernels read bfloat16 keys for a single query slower than float32 ones
         is_slow = like.device.type == "cpu" and like.dtype == torch.bfloat16
         dtype = torch.float32 if is_slow else like.dtype
-        shape = (config.n_layer, batch_size, config.n_kv_head, self.size, config.head_dim)
-        self.k_LBKSD = like.new_zeros(shape, dtype=dtype)
-        self.v_LBKSD = like.new_zeros(shape, dtype=dtype)
+        shape = (config.n_layer, batch_size, 2, config.n_kv_head, self.size, config.head_dim)
+        self.kv_LB2KSD = like.new_zeros(shape, dtype=dtype)
+        self.k_LBKSD, self.v_LBKSD = self.kv_LB2KSD.unbind(2)
         self.starts_B = starts_B
         if static and starts_B is None:
             self.starts_B = torch.zeros(batch_size, dtype=torch.long, device=like.device)
@@ -87,13 +87,17 @@ class KVCache:
         n = self.n_used
         return self.k_LBKSD[layer, :, :, :n], self.v_LBKSD[layer, :, :, :n]
 
+    def go_back_to(self, length: int) -> None:
+        """Forget what follows the first `length` positions, none of which has been overwritten."""
+        self.length = length
+        self.end.fill_(length)
+
     def copy_from(self, other: "KVCache", rows_B: Tensor) -> None:
         """Hold what rows_B of another cache hold; a static cache keeps its place in memory."""
         n = other.length
         self.k_LBKSD[..., :n, :] = other.k_LBKSD[:, rows_B]
         self.v_LBKSD[..., :n, :] = other.v_LBKSD[:, rows_B]
-        self.length = n
-        self.end.fill_(n)
+        self.go_back_to(n)
         starts_B = None if other.starts_B is None else other.starts_B[rows_B]
         if self.is_static and self.starts_B is not None:
             self.starts_B.copy_(torch.zeros_like(rows_B) if starts_B is None else starts_B)

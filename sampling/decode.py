@@ -23,8 +23,9 @@ class Decoder:
     def __init__(self, model: GPT, prompts: list[list[int]], max_new_tokens: int) -> None:
         self.model, self.device = model, model.wte.weight.device
         self.limit = model.config.context_length
+        self.keeps_fed = not model.config.is_modern  # learned positions: they are read again
         self.texts = [prompt[-self.limit :] for prompt in prompts]  # what was read last
-        self.fed: list[Tensor] = []  # tokens_B that came after, for learned positions
+        self.fed: list[Tensor] = []  # tokens_B that came after
         size = min(self.limit, max(map(len, self.texts)) + max_new_tokens)
         self.cache = KVCache(
             model.config, len(prompts), model.wte.weight, size=size, static=self.is_static
@@ -36,6 +37,11 @@ class Decoder:
     def is_static(self) -> bool:
         """Whether each step is the same work on the same memory, which a graph can capture."""
         return self.device.type == "cuda"
+
+    @property
+    def room(self) -> int:
+        """How many more tokens fit before the context is full."""
+        return self.cache.size - self.cache.length
 
     @torch.inference_mode()
     def read(self) -> Tensor:
@@ -56,8 +62,7 @@ class Decoder:
             size=length,
         )
         logits_UV = self.last_logits(torch.tensor(padded, device=self.device), cache)
-        if not logits_UV.isfinite().all():
-            raise ValueError("the model's logits must be finite: its checkpoint is of a failed run")
+        check_finite(logits_UV)
         row_of = {text: row for row, text in enumerate(distinct)}
         rows_B = torch.tensor([row_of[tuple(text)] for text in self.texts], device=self.device)
         self.cache.copy_from(cache, rows_B)
@@ -66,24 +71,39 @@ class Decoder:
     @torch.inference_mode()
     def feed(self, tokens_B: Tensor) -> Tensor:
         """Append a token to each text; return the logits (B, V) of the token after it."""
-        if not self.model.config.is_modern:
-            self.fed.append(tokens_B)
-            if self.cache.length == self.limit:
-                return self.read_again()
+        if not self.model.config.is_modern and self.cache.length == self.limit:
+            return self.read_again(tokens_B)
         self.tokens_B1.copy_(tokens_B[:, None])
         if self.step is None:
             self.step = self.feed_tokens
             if self.is_static:
                 self.step = captured(self.feed_tokens, self.cache)
-        return self.step()
+        logits_BV = self.step()
+        if self.keeps_fed:
+            self.fed.append(tokens_B)
+        return logits_BV
 
-    def read_again(self) -> Tensor:
-        """Go on from the latest half of each text that has filled the context."""
-        fed_BT = torch.stack(self.fed, dim=1).tolist()
+    @torch.inference_mode()
+    def feed_several(self, tokens_BT: Tensor) -> Tensor:
+        """Append T tokens, at most `room`, to each text; return the logits (B, T, V) after each."""
+        logits_BTV = self.model(tokens_BT, self.cache)
+        if self.keeps_fed:
+            self.fed += tokens_BT.unbind(1)
+        return logits_BTV
+
+    def take_back(self, n: int) -> None:
+        """Forget the last n tokens that were fed."""
+        self.cache.go_back_to(self.cache.length - n)
+        del self.fed[len(self.fed) - n :]
+
+    def read_again(self, tokens_B: Tensor) -> Tensor:
+        """Append a token to texts that have filled the context; go on from their latest half."""
+        fed_BT = torch.stack([*self.fed, tokens_B], dim=1).tolist()
         grown = [[*text, *fed] for text, fed in zip(self.texts, fed_BT, strict=True)]
         half = max(1, self.limit // 2)
         self.texts = [text if len(text) <= self.limit else text[-half:] for text in grown]
         self.fed = []
+        self.cache.go_back_to(0)
         return self.read()
 
     def last_logits(self, tokens_BT: Tensor, cache: KVCache) -> Tensor:
@@ -91,6 +111,19 @@ class Decoder:
 
     def feed_tokens(self) -> Tensor:
         return self.last_logits(self.tokens_B1, self.cache)
+
+
+def equal_start(a: list[int], b: list[int]) -> int:
+    """([1, 2, 3], [1, 2, 4, 5]) -> 2: how many first tokens are the same."""
+    n = 0
+    while n < min(len(a), len(b)) and a[n] == b[n]:
+        n += 1
+    return n
+
+
+def check_finite(logits_BV: Tensor) -> None:
+    if not logits_BV.isfinite().all():
+        raise ValueError("the model's logits must be finite: its checkpoint is of a failed run")
 
 
 def captured(function: Callable[[], Tensor], cache: KVCache) -> Callable[[], Tensor]:

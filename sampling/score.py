@@ -5,10 +5,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from data.loader import Dataset, Windows, eval_batches
 from data.tokenizer import Tokenizer
-from engine.loss import summed_loss
+from engine.loss import evaluate, summed_loss
+from engine.parallel import World
 from model import GPT, require
 from sampling.load import Trained
 
@@ -72,3 +74,13 @@ def sliding_windows(tokens_N: Tensor, T: int, stride: int) -> Iterator[tuple[Ten
     done = ends[-1] if ends else first
     if done < last:
         yield tokens_N[None, -T - 1 :], last - done
+
+
+def split_loss(model: nn.Module, context_length: int, dataset: Dataset, first: int = 0) -> float:
+    """Return the mean loss over a validation split, or over its `first` tokens."""
+    windows, at_once = Windows(dataset.vocab_size, context_length), max(1, 2**12 // context_length)
+    tokens_N = dataset.tokens("val", first)
+    batches = eval_batches(tokens_N, windows, at_once, dataset.end_of_text)
+    loss = evaluate(model, batches, World(next(model.parameters()).device))
+    assert loss is not None
+    return loss

@@ -27,6 +27,7 @@ from data.tokenizer import ByteTokenizer
 from engine import cli
 from helpers import REPOSITORY, TINY, train_here, words, write_stories, write_tiny
 from model import GPT, ModelConfig
+from sampling.score import split_loss
 from train import TrainConfig
 from viewer.probe import Measured
 
@@ -343,7 +344,7 @@ def test_the_loss_of_a_split_is_that_of_each_token_in_its_window(tiny: Path) -> 
         seen = tokens_N[i // 5 * 5 : i + 1].sum() % 300
         losses.append(F.cross_entropy(model.table.weight[seen], tokens_N[i + 1]))
     expected = torch.stack(losses).mean().item()
-    assert race.split_loss(model, 5, dataset, 50) == pytest.approx(expected, rel=1e-6)
+    assert split_loss(model, 5, dataset, 50) == pytest.approx(expected, rel=1e-6)
 
 
 def test_the_summary_is_of_medians_and_ratios() -> None:
@@ -596,21 +597,33 @@ def test_all_steps_that_are_timed_have_room_however_many_are_done_at_once(device
 def test_a_peer_with_other_weights_is_refused(sizes: str) -> None:
     model, other = generation.random_model(sizes, CPU), generation.random_model(sizes, CPU)
     prompt_1T = torch.tensor(generation.random_prompts(model.config, 1, 8))
-    own = peers.our_generate(model)(prompt_1T, 8)
-    peers.agree("twin", peers.our_generate(other)(prompt_1T, 8), own)
+    own, _ = peers.our_generate(model)(prompt_1T, 8)
+    peers.agree("twin", peers.our_generate(other)(prompt_1T, 8)[0], own)
     nn.init.normal_(other.get_parameter("blocks.0.attn.c_proj.weight"))
     with pytest.raises(ValueError, match="stranger must choose the tokens that ours does: got"):
-        peers.agree("stranger", peers.our_generate(other)(prompt_1T, 8), own)
+        peers.agree("stranger", peers.our_generate(other)(prompt_1T, 8)[0], own)
 
 
 def test_transformers_agrees_on_the_same_weights_and_takes_turns(sizes: str) -> None:
     pytest.importorskip("transformers")
     model = generation.random_model(sizes, CPU)
-    theirs, ours = peers.race(model, {"float32": model}, ("transformers",), [[1, 2, 3, 4]])
-    assert (theirs["side"], ours["side"]) == ("transformers", "ours, float32")
-    assert theirs["prompt"] == ours["prompt"] == 4
-    assert theirs["times transformers"] == 1
-    assert ours["times transformers"] == ours["tokens/s"] / theirs["tokens/s"]
+    (row,) = peers.race(model, {"float32": model}, ("transformers",), [[1, 2, 3, 4]])
+    assert (row["prompt"], row["precision"], row["side"]) == (4, "float32", "transformers")
+    assert row["times"] == row["tokens/s"] / row["its tokens/s"] > 0
+
+
+def test_each_precision_meets_its_own_of_llama_cpp_after_the_same_greedy_text(sizes: str) -> None:
+    pytest.importorskip("xllamacpp")
+    model = generation.random_model(sizes, CPU)
+    ours: Any = {k: generation.random_model(sizes, CPU) for k in ("float32", "float16", "int8")}
+    rows = peers.race(model, ours, ("llamacpp",), [[1, 2, 3, 4]])
+    assert [(row["precision"], row["side"]) for row in rows] == [
+        ("float32", "llamacpp f32"),
+        ("float16", "llamacpp f16"),
+        ("float16", "llamacpp bf16"),
+        ("int8", "llamacpp q8_0"),
+    ]
+    assert all(row["its tokens/s"] > 0 for row in rows)
 
 
 @pytest.mark.skipif("NANOGPT" not in os.environ, reason="NANOGPT names no checkout of nanoGPT")
@@ -618,7 +631,7 @@ def test_nanogpt_agrees_on_the_same_weights(sizes: str) -> None:
     model = generation.random_model(sizes, CPU)
     prompt_1T = torch.tensor(generation.random_prompts(model.config, 1, 8))
     theirs = peers.generate_of(f"nanogpt={os.environ['NANOGPT']}", model)(prompt_1T, 8)
-    peers.agree("nanogpt", theirs, peers.our_generate(model)(prompt_1T, 8))
+    peers.agree("nanogpt", theirs, peers.our_generate(model)(prompt_1T, 8)[0])
 
 
 def test_a_model_that_is_not_gpt2s_has_no_peers(tiny: Path) -> None:
@@ -732,7 +745,7 @@ def test_records_are_added_and_printed_as_markdown(
         (["train", "a.toml", "--stesp=1"], "Unrecognized options: --stesp=1"),
         (["prepare", "--text=nowhere"], "no file or folder is named nowhere"),
         (["train", "nowhere.toml"], "nowhere.toml: No such file or directory"),
-        (["sample", "--peer=nanochat"], "peer must be nanogpt=CHECKOUT or transformers"),
+        (["sample", "--peer=nanochat"], "peer must be nanogpt=CHECKOUT, transformers or llamacpp"),
         (["sample", "--run=tests"], "tests/config.toml: No such file or directory"),
         (["ablate", "--repeats=0"], "repeats must be at least 1: got 0"),
     ],

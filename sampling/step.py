@@ -1,0 +1,78 @@
+"""One token of each text through the whole model, in as few calls as it takes.
+
+On a CPU a step of a small model is mostly calls, and every one finds its code no longer in the
+processor's cache, from which the weights have driven it out. Here is `GPT.features` for a single
+new position, without modules between the operations.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from model import GPT, Block, Cache, CausalSelfAttention, Mask, RMSNorm, rope_of
+from sampling.cache import KVCache
+
+
+def use_steps(model: GPT) -> None:
+    """Let a model in evaluation take this way for every single new position."""
+    if type(model) is GPT:
+        model.__class__ = SteppingGPT
+
+
+class SteppingGPT(GPT):
+    def features(
+        self, tokens_BT: Tensor, cache: Cache | None = None, dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """Compute what `GPT.features` does, for one position in fewer calls."""
+        if not isinstance(cache, KVCache) or tokens_BT.shape[1] > 1:
+            return super().features(tokens_BT, cache, dtype)
+        config = self.config
+        positions_BT, mask = cache.place(1)
+        x_BC = F.embedding(tokens_BT[:, 0], self.wte.weight)
+        if not config.is_modern:
+            x_BC = x_BC + F.embedding(positions_BT[:, 0], self.wpe.weight)
+        turn = turn_of(self, positions_BT, x_BC.dtype) if config.is_modern else None
+        for layer, block in enumerate(self.blocks):
+            assert isinstance(block, Block)
+            heads = block.attn.c_attn.forward(block.ln_1.forward(x_BC))
+            heads_BND = heads.view(len(x_BC), -1, config.head_dim)
+            if turn is not None:
+                heads_BND = turned(heads_BND, block.attn, *turn)
+            y_BC = attend(heads_BND, cache, layer, mask)
+            x_BC = x_BC + block.attn.c_proj.forward(y_BC)
+            x_BC = x_BC + block.mlp.forward(block.ln_2.forward(x_BC))
+        return self.ln_f.forward(x_BC)[:, None]
+
+
+def attend(heads_BND: Tensor, cache: KVCache, layer: int, mask: Mask) -> Tensor:
+    """Store the new keys and values; return what each head reads (B, H D)."""
+    config = cache.config
+    B, _, D = heads_BND.shape
+    H, K, S = config.n_head, config.n_kv_head, cache.n_used
+    kv_B2KSD = cache.kv_LB2KSD[layer]
+    kv_B2KSD[:, :, :, (cache.length - 1) % cache.size] = heads_BND[:, H:].view(B, 2, K, D)
+    # Query heads that share keys are taken for positions of one head: no key is copied
+    q_BKGD = heads_BND[:, :H].reshape(B, K, H // K, D).type_as(kv_B2KSD)
+    k_BKSD, v_BKSD = kv_B2KSD[:, 0, :, :S], kv_B2KSD[:, 1, :, :S]
+    y_BKGD = F.scaled_dot_product_attention(q_BKGD, k_BKSD, v_BKSD, attn_mask=mask)
+    return y_BKGD.reshape(B, H * D).type_as(heads_BND)
+
+
+def turn_of(model: GPT, positions_BT: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return cosine and sine for both halves of a head (B, 1, D), the sine with its sign."""
+    cos_B1TR, sin_B1TR = rope_of(positions_BT, model.config, dtype)
+    cos_B1TD, sin_B1TD = torch.cat((cos_B1TR, cos_B1TR), -1), torch.cat((-sin_B1TR, sin_B1TR), -1)
+    return cos_B1TD[:, :, 0], sin_B1TD[:, :, 0]
+
+
+def turned(
+    heads_BND: Tensor, attention: CausalSelfAttention, cos_B1D: Tensor, sin_B1D: Tensor
+) -> Tensor:
+    """Normalise and rotate queries and keys together, as they lie side by side."""
+    H, K, D = attention.config.n_head, attention.config.n_kv_head, attention.config.head_dim
+    q_norm, k_norm = attention.q_norm, attention.k_norm
+    assert isinstance(q_norm, RMSNorm)
+    scale_nD = torch.cat((q_norm.weight.expand(H, D), k_norm.get_parameter("weight").expand(K, D)))
+    qk_BnD = F.rms_norm(heads_BND[:, : H + K], (D,), None, q_norm.eps) * scale_nD
+    turned_BnD = torch.addcmul(qk_BnD * cos_B1D, qk_BnD.roll(D // 2, -1), sin_B1D)
+    return torch.cat((turned_BnD, heads_BND[:, H + K :]), dim=1)
