@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -72,7 +72,8 @@ def serve(model: GPT, kind: GGUFType) -> Iterator[Server]:
     }
     with TemporaryDirectory() as folder:
         path = Path(folder) / f"{kind}.gguf"
-        export(state, path, kind)
+        with redirect_stdout(None):  # advice for those who would read the text
+            export(state, path, kind)
         command = [sys.executable, "-c", SERVER, str(path), str(config.context_length)]
         command.append(str(torch.get_num_threads()))
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}

@@ -5,21 +5,74 @@ processor's cache, from which the weights have driven it out. Here is `GPT.featu
 new position, without modules between the operations.
 """
 
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model import GPT, Block, Cache, CausalSelfAttention, Mask, RMSNorm, rope_of
+from model import GPT, Block, Cache, CausalSelfAttention, LayerNorm, Mask, RMSNorm, rope_of
 from sampling.cache import KVCache
+
+Apply = Callable[[Tensor], Tensor]
+
+
+class Parts(NamedTuple):
+    """What a block computes, as functions that no module stands before."""
+
+    norm_1: Apply
+    queries_keys_values: Apply
+    project: Apply
+    norm_2: Apply
+    mlp: Apply
+    attention: CausalSelfAttention
 
 
 def use_steps(model: GPT) -> None:
-    """Let a model in evaluation take this way for every single new position."""
+    """Let a model whose layers are final, in evaluation, take this way for single positions."""
     if type(model) is GPT:
         model.__class__ = SteppingGPT
+        assert isinstance(model, SteppingGPT)
+        model.parts = [parts_of(block) for block in model.blocks]
+
+
+def parts_of(block: nn.Module) -> Parts:
+    assert isinstance(block, Block)
+    attention, mlp = block.attn, block.mlp
+    fc, project = mlp.c_fc.forward, mlp.c_proj.forward
+    gate = mlp.c_gate.forward if mlp.is_gated else None
+
+    def of_mlp(x_BC: Tensor) -> Tensor:
+        if gate is not None:
+            return project(F.silu(gate(x_BC)).mul_(fc(x_BC)))
+        return project(F.gelu(fc(x_BC), approximate="tanh"))
+
+    norms = (norm_of(norm) for norm in (block.ln_1, block.ln_2))
+    return Parts(
+        norm_1=next(norms),
+        queries_keys_values=attention.c_attn.forward,
+        project=attention.c_proj.forward,
+        norm_2=next(norms),
+        mlp=of_mlp,
+        attention=attention,
+    )
+
+
+def norm_of(norm: nn.Module) -> Apply:
+    if isinstance(norm, RMSNorm):
+        weight = norm.weight.detach()
+        return partial(F.rms_norm, normalized_shape=weight.shape, weight=weight, eps=norm.eps)
+    assert isinstance(norm, LayerNorm)
+    weight, bias = norm.weight.detach(), norm.bias.detach()
+    shape = weight.shape
+    return partial(F.layer_norm, normalized_shape=shape, weight=weight, bias=bias, eps=norm.eps)
 
 
 class SteppingGPT(GPT):
+    parts: list[Parts]
+
     def features(
         self, tokens_BT: Tensor, cache: Cache | None = None, dtype: torch.dtype | None = None
     ) -> Tensor:
@@ -32,15 +85,13 @@ class SteppingGPT(GPT):
         if not config.is_modern:
             x_BC = x_BC + F.embedding(positions_BT[:, 0], self.wpe.weight)
         turn = turn_of(self, positions_BT, x_BC.dtype) if config.is_modern else None
-        for layer, block in enumerate(self.blocks):
-            assert isinstance(block, Block)
-            heads = block.attn.c_attn.forward(block.ln_1.forward(x_BC))
+        for layer, parts in enumerate(self.parts):
+            heads = parts.queries_keys_values(parts.norm_1(x_BC))
             heads_BND = heads.view(len(x_BC), -1, config.head_dim)
             if turn is not None:
-                heads_BND = turned(heads_BND, block.attn, *turn)
-            y_BC = attend(heads_BND, cache, layer, mask)
-            x_BC = x_BC + block.attn.c_proj.forward(y_BC)
-            x_BC = x_BC + block.mlp.forward(block.ln_2.forward(x_BC))
+                heads_BND = turned(heads_BND, parts.attention, *turn)
+            x_BC = x_BC + parts.project(attend(heads_BND, cache, layer, mask))
+            x_BC = x_BC + parts.mlp(parts.norm_2(x_BC))
         return self.ln_f.forward(x_BC)[:, None]
 
 

@@ -29,16 +29,16 @@ from sampling import precision
 from sampling.cache import cached_attention
 from sampling.choose import choose, distribution, draw, penalized
 from sampling.decode import NUMBERS_AT_ONCE, Decoder, random_numbers
-from sampling.output import Sample, longest_start, name, records, show
-from sampling.precision import (
+from sampling.layers import (
     Float16Linear,
     Int8Linear,
     Int8WeightLinear,
     PackedLinear,
-    convert,
     has_fbgemm,
     largest_weight,
 )
+from sampling.output import Sample, longest_start, name, records, show
+from sampling.precision import convert
 from sampling.prompts import read_prompts
 from sampling.score import Score, score
 from sampling.step import use_steps
@@ -434,12 +434,9 @@ def test_all_of_this_holds_on_a_processor_with_avx2_alone():
     command += [__file__, "-k", "int8 or float16 or packed or converted or rounded"]
     done = subprocess.run(command, env=os.environ | LIMITED, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:]
-    shown = (
-        f"{sys.executable} -c 'from sampling import precision; print(precision.largest_weight())'"
-    )
-    found = subprocess.run(
-        shown, shell=True, env=os.environ | LIMITED, capture_output=True, cwd=ROOT
-    )
+    code = "from sampling import layers; print(layers.largest_weight())"
+    command = [sys.executable, "-c", code]
+    found = subprocess.run(command, env=os.environ | LIMITED, capture_output=True, cwd=ROOT)
     assert found.stdout == b"63\n"
 
 
