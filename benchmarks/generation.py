@@ -1,6 +1,5 @@
 """`bench.py sample`: how fast text is generated, and how near that is to the memory's limit."""
 
-import itertools
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,15 +78,17 @@ class Sample(Output):
         return tables
 
     def speed(self, name: str, precision: SamplePrecision, device: torch.device) -> list[Row]:
-        """Return a row for each length of the prompts and each batch size."""
-        model = random_model(name, device)
-        n_bytes = weight_bytes(model, precision)
-        convert(model, precision)
+        """Return a row for each batch size and each length of the prompts."""
         head: Row = {"model": Path(name).stem, "precision": precision}
-        return [
-            head | speed_row(model, n_bytes, random_prompts(model.config, batch_size, length))
-            for length, batch_size in itertools.product(self.prompts, self.batch_sizes)
-        ]
+        rows: list[Row] = []
+        for batch_size in self.batch_sizes:
+            model = random_model(name, device)
+            n_bytes = weight_bytes(model, precision)
+            convert(model, precision, batch_size)
+            for length in self.prompts:
+                prompts = random_prompts(model.config, batch_size, length)
+                rows.append(head | speed_row(model, n_bytes, prompts))
+        return rows
 
 
 def speed_row(model: GPT, weight_bytes: int, prompts: list[list[int]]) -> Row:
