@@ -81,8 +81,8 @@ def generate_by_lookup(
         while len(waiting) <= len(guesses):
             waiting.append(next(numbers))
         numbers_T = torch.cat(waiting[: len(guesses) + 1])
-        seen_TV = seen_after(seen_1V, guesses)
-        drawn = choose(logits_TV[:, :vocab_size], seen_TV, numbers_T, choice, top)
+        # All guesses are tokens of the text, so each position has seen the same ones
+        drawn = choose(logits_TV[:, :vocab_size], seen_1V, numbers_T, choice, top)
         tokens = drawn.tokens_B.tolist()
         n_right = equal_start(tokens, guesses)
         n = n_right + 1  # what was drawn after a wrong guess is dropped
@@ -105,16 +105,6 @@ def feed(decoder: Decoder, last_1: Tensor, guesses: list[int]) -> Tensor:
         return decoder.feed(last_1)
     guesses_G = torch.tensor(guesses, device=decoder.device)
     return decoder.feed_several(torch.cat((last_1, guesses_G))[None])[0]
-
-
-def seen_after(seen_1V: Tensor, guesses: list[int]) -> Tensor:
-    """Return the tokens (T, V) that each position's text has: the guesses before it, too."""
-    if not guesses:
-        return seen_1V
-    seen_TV = seen_1V.repeat(len(guesses) + 1, 1)
-    for i, guess in enumerate(guesses, start=1):
-        seen_TV[i:, guess] = True
-    return seen_TV
 
 
 def one_of(drawn: Drawn, row: int) -> Drawn:

@@ -25,7 +25,7 @@ def exact(architecture: str, **changes: Any) -> GPT:
 
 def written(write: Any, model: GPT, prompt: list[int], index: int, **settings: Any) -> list[int]:
     choice = SampleConfig(**settings)
-    draws = write(model, [prompt], [(3, index)], 60, V, choice, top=2)
+    draws = write(model, [prompt], [(3, index)], 60, model.config.vocab_size, choice, top=2)
     return [int(drawn.tokens_B) for drawn in draws][:60]
 
 
@@ -44,9 +44,9 @@ def written(write: Any, model: GPT, prompt: list[int], index: int, **settings: A
     ],
 )
 def test_text_is_the_same_with_guesses_for_every_seed(architecture: str, settings: Any):
-    model, rng = exact(architecture), np.random.default_rng(0)
+    model, rng = exact(architecture, vocab_size=100), np.random.default_rng(0)
     for index in range(6):
-        once = rng.integers(V, size=5).tolist()
+        once = rng.integers(100, size=5).tolist()
         prompt = once * 2 if index % 2 else once
         plain = written(generate, model, prompt, index, **settings)
         assert written(generate_by_lookup, model, prompt, index, **settings) == plain
@@ -142,13 +142,13 @@ def test_a_conversation_says_what_reading_all_anew_would(architecture: str, look
     model, rng = exact(architecture), np.random.default_rng(0)
     conversation = Conversation(model)
     text: list[int] = []
-    for turn in range(8):  # beyond the context of 40, and once another text
-        text = text if turn != 3 else text[:7]
-        text = [*text, *rng.integers(V, size=4).tolist()]
+    for turn in range(10):  # beyond the context of 40, and then back to how it began
+        text = text if turn != 4 else text[:7]
+        text = [*text, *rng.integers(V, size=5).tolist()]
         said = answer(model, text, conversation, lookup=lookup)
         assert said == answer(model, text, None)
         text += said
-    assert len(text) > 40
+        assert turn != 3 or len(text) - 1 > 40  # from a prompt that had fitted
 
 
 @both_architectures
@@ -173,15 +173,20 @@ def test_a_pass_that_was_interrupted_is_not_taken_for_read(
 
     def interrupted(*_: Any) -> None:
         calls.append(1)
-        if len(calls) in (1, 4):
+        if len(calls) in (1, 4):  # the first prompt, and the second token after the next one
             raise KeyboardInterrupt
 
     hook = model.blocks[1].register_forward_pre_hook(interrupted)
-    for text in ([1, 2, 3], [1, 2, 3, 4]):
-        with pytest.raises(KeyboardInterrupt):
-            answer(model, text, conversation)
+    with pytest.raises(KeyboardInterrupt):
+        answer(model, [1, 2, 3], conversation)
+    conversation.turn([1, 2, 3, 4])
+    sample = Sample("", [1, 2, 3, 4], 0, LETTERS)
+    with pytest.raises(KeyboardInterrupt):
+        for _ in grow_samples(model, [sample], SampleConfig(), conversation):
+            pass
     hook.remove()
-    text = [1, 2, 3, 4, 5]
+    assert len(sample.tokens) == 2
+    text = [1, 2, 3, 4, *sample.tokens, 5]
     assert answer(model, text, conversation) == answer(model, text, None)
 
 
