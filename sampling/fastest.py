@@ -79,6 +79,7 @@ def measured(trained: Trained, out_dir: Path) -> dict[str, Any]:
     dataset = Dataset.open(Path(read_toml(str(out_dir / "config.toml"))["data"]["path"]))
     if dataset.tokenizer.state() != trained.tokenizer.state():
         raise ValueError(f"the dataset {dataset.path} has another tokenizer")
+    print("trying precisions on the run's validation text, once ...", file=sys.stderr)
     # bfloat16 is not tried: float16 is as fast, and nearer to float32
     kinds: list[SamplePrecision] = [
         kind for kind in available(torch.device("cpu")) if kind != "bfloat16"

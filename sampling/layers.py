@@ -6,6 +6,8 @@ import warnings
 import torch
 from torch import Tensor, nn
 
+from model import require
+
 FEW_ROWS = 32  # up to this many, reading the weights takes longer than multiplying them
 TINY = torch.finfo(torch.float32).tiny  # a row of zeros has no scale
 # torch announces that it will drop these kernels, which have no successor as fast for one row
@@ -37,12 +39,15 @@ class PackedLinear(nn.Module):
 class Float16Linear(nn.Module):
     """A linear layer whose weight is rounded to float16; all else stays float32 (FBGEMM).
 
-    It needs no units for float16: each weight is widened when it is read.
+    It needs no units for float16: each weight is widened when it is read. Raises ValueError if a
+    weight is too large.
     """
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         weight_OI = linear.weight.detach()
+        largest, most = float(weight_OI.abs().max()), torch.finfo(torch.float16).max
+        require(largest <= most, f"float16 holds weights up to {most:,.0f}: got {largest:,.0f}")
         self.packed = torch.ops.quantized.linear_prepack_fp16(weight_OI, linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:

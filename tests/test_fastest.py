@@ -64,7 +64,7 @@ def test_the_fastest_is_taken_of_those_that_keep_the_loss(
     results(monkeypatch, *found)
     capsys.readouterr()
     assert fastest.fastest(trained, run_dir) == expected
-    assert capsys.readouterr().err.startswith(f"precision: {expected}")
+    assert f"\nprecision: {expected}" in capsys.readouterr().err
 
 
 def test_it_is_measured_once_for_each_checkpoint_and_machine(
@@ -102,9 +102,10 @@ def test_sampling_says_what_it_takes_and_keeps_it(
     for _ in range(2):
         assert run_here(sample.main, "sample.py", *flags) == 0
         said.append(capsys.readouterr())
-    assert said[0] == said[1]
-    assert said[0].err.startswith("precision: ")
-    assert said[0].err != NO_TEXT
+    assert said[0].out == said[1].out
+    assert said[0].err == "trying precisions on the run's validation text, once ...\n" + said[1].err
+    assert said[1].err.startswith("precision: ")
+    assert said[1].err != NO_TEXT
     assert (run_dir / FILE).exists()
 
 

@@ -333,6 +333,14 @@ def test_a_float16_layer_rounds_its_weight_and_nothing_else(rows: int, bias: boo
     assert not torch.equal(exact, linear(x))
 
 
+@needs_fbgemm
+def test_a_weight_too_large_for_float16_is_refused():
+    linear = nn.Linear(4, 4)
+    nn.init.constant_(linear.weight, 70_000.0)
+    with pytest.raises(ValueError, match="float16 holds weights up to 65,504: got 70,000"):
+        Float16Linear(linear)
+
+
 @pytest.mark.parametrize("rows", [1, 3, 32, 33])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("channels", [96, 20, 100])
