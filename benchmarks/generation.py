@@ -65,8 +65,9 @@ class Sample(Output):
         tables: Tables = {}
         if self.peer:
             model = random_model(self.models[0], device)
-            ours: dict[SamplePrecision, GPT] = {}
-            ours |= {kind: convert(random_model(self.models[0], device), kind) for kind in kinds}
+            ours: dict[SamplePrecision, GPT] = {
+                kind: convert(random_model(self.models[0], device), kind) for kind in kinds
+            }
             prompts = [random_prompts(model.config, 1, length)[0] for length in self.prompts]
             tables["peers"] = peers.race(model, ours, self.peer, prompts)
         if self.run or (QUICKSTART / "config.toml").is_file():

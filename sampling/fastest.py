@@ -2,9 +2,7 @@
 
 import copy
 import json
-import statistics
 import sys
-import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ from engine.loss import LossModel
 from model import GPT
 from sampling.decode import Decoder
 from sampling.load import Trained
-from sampling.precision import SamplePrecision, available, convert
+from sampling.precision import SamplePrecision, available, convert, median_seconds
 from sampling.score import split_loss
 
 MOST_CHANGE = 0.001  # of the validation loss, in nats per token
@@ -108,9 +106,5 @@ def trial(model: GPT, dataset: Dataset) -> dict[str, float]:
     length = max(1, min(PROMPT_TOKENS, config.context_length - STEPS))
     decoder = Decoder(model, [dataset.tokens("val", length).tolist()], STEPS)
     decoder.read()
-    seconds: list[float] = []
-    for _ in range(STEPS):
-        started_at = time.perf_counter()
-        decoder.feed(torch.zeros(1, dtype=torch.long))
-        seconds.append(time.perf_counter() - started_at)
-    return {"loss": loss, "tokens/s": 1 / statistics.median(seconds)}
+    token_1 = torch.zeros(1, dtype=torch.long)
+    return {"loss": loss, "tokens/s": 1 / median_seconds(lambda: decoder.feed(token_1), STEPS)}

@@ -71,17 +71,19 @@ def layer_of(kind: SamplePrecision) -> Callable[[nn.Linear], nn.Module] | None:
 
 def is_faster_packed(linear: nn.Linear, rows: int) -> bool:
     """Time one of the layers: processors differ in whether packing pays for a single row."""
-    x = torch.randn(min(rows, FEW_ROWS), linear.in_features)
-    medians: list[float] = []
+    x = torch.ones(min(rows, FEW_ROWS), linear.in_features)
+    packed = PackedLinear(linear)
     with torch.inference_mode():
-        for layer in (PackedLinear(linear), linear):
-            seconds: list[float] = []
-            for _ in range(ROUNDS):
-                started_at = time.perf_counter()
-                layer(x)
-                seconds.append(time.perf_counter() - started_at)
-            medians.append(statistics.median(seconds))
-    return medians[0] < medians[1]
+        return median_seconds(lambda: packed(x), ROUNDS) < median_seconds(lambda: linear(x), ROUNDS)
+
+
+def median_seconds(do: Callable[[], object], rounds: int) -> float:
+    seconds: list[float] = []
+    for _ in range(rounds):
+        started_at = time.perf_counter()
+        do()
+        seconds.append(time.perf_counter() - started_at)
+    return statistics.median(seconds)
 
 
 def available(device: torch.device) -> list[SamplePrecision]:

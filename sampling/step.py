@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model import GPT, Block, Cache, CausalSelfAttention, LayerNorm, Mask, RMSNorm, rope_of
-from sampling.cache import KVCache
+from sampling.cache import KVCache, cached_attention
 
 Apply = Callable[[Tensor], Tensor]
 
@@ -27,7 +27,7 @@ class Parts(NamedTuple):
     project: Apply
     norm_2: Apply
     mlp: Apply
-    attention: CausalSelfAttention
+    turn: Callable[[Tensor, Tensor, Tensor], Tensor] | None  # of queries and keys; modern only
 
 
 def use_steps(model: GPT) -> None:
@@ -49,14 +49,13 @@ def parts_of(block: nn.Module) -> Parts:
             return project(F.silu(gate(x_BC)).mul_(fc(x_BC)))
         return project(F.gelu(fc(x_BC), approximate="tanh"))
 
-    norms = (norm_of(norm) for norm in (block.ln_1, block.ln_2))
     return Parts(
-        norm_1=next(norms),
+        norm_1=norm_of(block.ln_1),
         queries_keys_values=attention.c_attn.forward,
         project=attention.c_proj.forward,
-        norm_2=next(norms),
+        norm_2=norm_of(block.ln_2),
         mlp=of_mlp,
-        attention=attention,
+        turn=turn_of(attention) if attention.config.is_modern else None,
     )
 
 
@@ -84,12 +83,12 @@ class SteppingGPT(GPT):
         x_BC = F.embedding(tokens_BT[:, 0], self.wte.weight)
         if not config.is_modern:
             x_BC = x_BC + F.embedding(positions_BT[:, 0], self.wpe.weight)
-        turn = turn_of(self, positions_BT, x_BC.dtype) if config.is_modern else None
+        angles = angles_of(self, positions_BT, x_BC.dtype) if config.is_modern else ()
         for layer, parts in enumerate(self.parts):
             heads = parts.queries_keys_values(parts.norm_1(x_BC))
             heads_BND = heads.view(len(x_BC), -1, config.head_dim)
-            if turn is not None:
-                heads_BND = turned(heads_BND, parts.attention, *turn)
+            if parts.turn is not None:
+                heads_BND = parts.turn(heads_BND, *angles)
             x_BC = x_BC + parts.project(attend(heads_BND, cache, layer, mask))
             x_BC = x_BC + parts.mlp(parts.norm_2(x_BC))
         return self.ln_f.forward(x_BC)[:, None]
@@ -102,28 +101,29 @@ def attend(heads_BND: Tensor, cache: KVCache, layer: int, mask: Mask) -> Tensor:
     H, K, S = config.n_head, config.n_kv_head, cache.n_used
     kv_B2KSD = cache.kv_LB2KSD[layer]
     kv_B2KSD[:, :, :, (cache.length - 1) % cache.size] = heads_BND[:, H:].view(B, 2, K, D)
-    # Query heads that share keys are taken for positions of one head: no key is copied
-    q_BKGD = heads_BND[:, :H].reshape(B, K, H // K, D).type_as(kv_B2KSD)
     k_BKSD, v_BKSD = kv_B2KSD[:, 0, :, :S], kv_B2KSD[:, 1, :, :S]
-    y_BKGD = F.scaled_dot_product_attention(q_BKGD, k_BKSD, v_BKSD, attn_mask=mask)
-    return y_BKGD.reshape(B, H * D).type_as(heads_BND)
+    y_BH1D, _ = cached_attention(heads_BND[:, :H, None], k_BKSD, v_BKSD, mask)
+    return y_BH1D.reshape(B, H * D)
 
 
-def turn_of(model: GPT, positions_BT: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def angles_of(model: GPT, positions_BT: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Return cosine and sine for both halves of a head (B, 1, D), the sine with its sign."""
     cos_B1TR, sin_B1TR = rope_of(positions_BT, model.config, dtype)
     cos_B1TD, sin_B1TD = torch.cat((cos_B1TR, cos_B1TR), -1), torch.cat((-sin_B1TR, sin_B1TR), -1)
     return cos_B1TD[:, :, 0], sin_B1TD[:, :, 0]
 
 
-def turned(
-    heads_BND: Tensor, attention: CausalSelfAttention, cos_B1D: Tensor, sin_B1D: Tensor
-) -> Tensor:
-    """Normalise and rotate queries and keys together, as they lie side by side."""
+def turn_of(attention: CausalSelfAttention) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """Return what normalises and rotates queries and keys together, as they lie side by side."""
     H, K, D = attention.config.n_head, attention.config.n_kv_head, attention.config.head_dim
     q_norm, k_norm = attention.q_norm, attention.k_norm
     assert isinstance(q_norm, RMSNorm)
-    scale_nD = torch.cat((q_norm.weight.expand(H, D), k_norm.get_parameter("weight").expand(K, D)))
-    qk_BnD = F.rms_norm(heads_BND[:, : H + K], (D,), None, q_norm.eps) * scale_nD
-    turned_BnD = torch.addcmul(qk_BnD * cos_B1D, qk_BnD.roll(D // 2, -1), sin_B1D)
-    return torch.cat((turned_BnD, heads_BND[:, H + K :]), dim=1)
+    k_weight = k_norm.get_parameter("weight")
+    scale_nD = torch.cat((q_norm.weight.expand(H, D), k_weight.expand(K, D))).detach()
+
+    def turn(heads_BND: Tensor, cos_B1D: Tensor, sin_B1D: Tensor) -> Tensor:
+        qk_BnD = F.rms_norm(heads_BND[:, : H + K], (D,), None, q_norm.eps) * scale_nD
+        turned_BnD = torch.addcmul(qk_BnD * cos_B1D, qk_BnD.roll(D // 2, -1), sin_B1D)
+        return torch.cat((turned_BnD, heads_BND[:, H + K :]), dim=1)
+
+    return turn
