@@ -7,7 +7,7 @@ import contextlib
 import itertools
 import math
 import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -16,8 +16,9 @@ from torch import Tensor, nn
 import sample
 from data.bigram import bigram_loss
 from data.loader import Batches, DataConfig, Dataset, Windows, eval_batches
-from engine import checkpoint, cli, dial, parallel, recipe, report, resume
-from engine.device import DTYPES, DeviceName, HostCopy, Precision, Prefetch, choose_precision
+from engine import cli, dial, parallel, recipe, report, resume
+from engine.capture import Captured
+from engine.device import DTYPES, DeviceName, HostCopy, Precision, Prefetch, choose_precision, sent
 from engine.kernels import build_model
 from engine.loss import LossModel, evaluate
 from engine.metrics import Metrics, Update
@@ -91,6 +92,7 @@ class Run:
     optimizers: list[Optimizer]
     log: Metrics
     progress: Progress
+    compute_update: Captured
     clock: dial.Clock | None = None  # of a run that was given minutes
 
 
@@ -109,7 +111,7 @@ def train(asked: TrainConfig, world: World, stop: StopRequest) -> None:
             if stop.is_agreed:
                 leave(run)
             if config.keep_every and step % config.keep_every == 0:
-                save(run, [f"step_{step}"])
+                resume.save(run, [f"step_{step}"])
             if is_last:
                 break
             update(run, fetch.batch(step))
@@ -142,37 +144,51 @@ def assemble(asked: TrainConfig, dataset: Dataset, world: World, stop: StopReque
     model = build_model(sizes, world.device, dtype, asked.compile)
     config = recipe.complete(asked, model, len(train_T), world)
     loss_model = LossModel(model, dtype)
-    replica = parallel.replicate(loss_model, world, compiled=config.compile)
+    if config.compile:
+        loss_model.compile_parts()
+    replica = parallel.replicate(loss_model, world)
     optimizers = build_optimizers(model, config.optim, dtype)
     windows = Windows(dataset.vocab_size, config.model.context_length, world.rank, world.size)
     batches = Batches(train_T, windows, config.batch_size, config.seed)
     parts = (dataset, batches, model, loss_model, replica, optimizers)
-    return Run(config, world, stop, *parts, Metrics(None, 0, config.max_steps), Progress())
+    captured = Captured(compute_update, world.device.type == "cuda" and world.size == 1)
+    log = Metrics(None, 0, config.max_steps)
+    return Run(config, world, stop, *parts, log, Progress(), captured)
 
 
 def update(run: Run, batch: tuple[Tensor, ...]) -> None:
     """One optimizer update on this process's share of a batch."""
     started_at = time.perf_counter()
-    config, world = run.config, run.world
-    fraction = schedule(run.progress.step, config.max_steps, config.optim)  # of the peak rates
-    parallel.seed_dropout(config.seed, run.progress.step, world)
+    config, world, step = run.config, run.world, run.progress.step
+    fraction = schedule(step, config.max_steps, config.optim)  # of the peak rates
+    parallel.seed_dropout(config.seed, step, world)
+    from_host = sent(torch.tensor((fraction, run.stop.signal is not None)), world.device)
+    numbers = HostCopy(run.compute_update(run, from_host, *batch))
+    run.log.flush(run.stop)  # the update before this one, which a GPU has finished by now
+    seconds = time.perf_counter() - started_at
+    speed = report.speed(world, config.model, config.precision, batch[0].numel() / seconds)
+    rate = {"learning_rate": config.optim.learning_rate * fraction}
+    run.log.update(Update(step, seconds, numbers, rate | speed))
+    if world.device.type != "cuda":
+        run.log.flush(run.stop)  # other devices have finished this one, too
+
+
+def compute_update(run: Run, from_host_2: Tensor, *batch: Tensor) -> Tensor:
+    """Do what an update does on the device, where the numbers stay until they are asked for.
+
+    Returns the mean loss, the norm of the gradient, and more than 0 if a process shall stop.
+    """
+    world = run.world
+    fraction, asked_to_stop = from_host_2.unbind()
     loss = accumulate_gradients(run, batch)
-    grad_norm = clip_gradients(run.model, config.optim.grad_clip)
+    grad_norm = clip_gradients(run.model, run.config.optim.grad_clip)
     # One sum over the processes answers two questions: how large is the loss, and shall we stop?
-    asked_to_stop = torch.full_like(loss, run.stop.signal is not None)
     mean_loss, stop = (world.sum(torch.stack((loss, asked_to_stop))) / world.size).unbind()
     is_finite = (mean_loss + grad_norm).isfinite()  # else nothing is updated, and the log raises
     for optimizer in run.optimizers:
         optimizer.step(fraction, is_finite)
     run.model.zero_grad()
-    numbers = HostCopy(torch.stack((mean_loss, grad_norm, stop)))
-    run.log.flush(run.stop)  # the update before this one, which a GPU has finished by now
-    seconds = time.perf_counter() - started_at
-    speed = report.speed(world, run.model, config.precision, batch[0].numel() / seconds)
-    rate = {"learning_rate": config.optim.learning_rate * fraction}
-    run.log.update(Update(run.progress.step, seconds, numbers, rate | speed))
-    if world.device.type != "cuda":
-        run.log.flush(run.stop)  # other devices have finished this one, too
+    return torch.stack((mean_loss, grad_norm, stop))
 
 
 def accumulate_gradients(run: Run, batch: tuple[Tensor, ...]) -> Tensor:
@@ -202,28 +218,12 @@ def evaluate_and_save(run: Run) -> None:
     run.log.evaluation(run.progress.step, val_loss, dataset.bits_per_byte(val_loss))
     is_best = val_loss < run.progress.best_val_loss
     run.progress.best_val_loss = min(val_loss, run.progress.best_val_loss)
-    save(run, ["last", "best"] if is_best else ["last"])
-
-
-def save(run: Run, names: list[str]) -> None:
-    """Write all that resuming and sampling need, from the main process."""
-    run.log.flush(run.stop)  # raises, before anything is saved, if an update was not finite
-    state = {
-        "step": run.progress.step,
-        "best_val_loss": run.progress.best_val_loss,
-        "elapsed_seconds": run.log.elapsed_seconds,
-        "config": cli.dump_config(replace(run.config, resume=False)),
-        "model_config": asdict(run.config.model),
-        **run.dataset.identity(),
-        **resume.pack(run.model, run.optimizers),
-    }
-    if run.world.is_main:
-        checkpoint.save(run.config.out_dir, state, names)
+    resume.save(run, ["last", "best"] if is_best else ["last"])
 
 
 def leave(run: Run) -> None:
     """Asked to stop: save, say how to go on, and exit as shells expect."""
-    save(run, ["last"] if math.isfinite(run.progress.best_val_loss) else ["last", "best"])
+    resume.save(run, ["last"] if math.isfinite(run.progress.best_val_loss) else ["last", "best"])
     run.world.wait_for_all()  # torchrun ends the others as soon as one has left
     run.log.end(run.progress.step, f"python train.py {run.config.out_dir}/config.toml --resume")
     raise SystemExit(run.stop.exit_code)

@@ -73,7 +73,7 @@ def run(path: Path, n_layer: int, n_tokens: int) -> Point:
     with temporary_folder() as folder:
         config = Path("config/modern.toml")
         row = train(config, folder, f"--data.path={path.resolve()}", *flags)
-        weights = product_weights(load_model(folder, "last").model)
+        weights = product_weights(load_model(folder, "last").model.config)
     n_tokens = max_steps * batch_size * CONTEXT_LENGTH
     return Point(path.name, hardness(Dataset.open(path)), n_layer, weights, n_tokens, row["loss"])
 

@@ -24,7 +24,7 @@ from sampling.score import split_loss
 
 QUICKSTART = Path("out/quickstart")  # used if it is there
 STEPS = 24  # tokens per text that are timed
-SETTLING_STEPS = 3  # not timed: the first captures a GPU's graph
+SETTLING_STEPS = 5  # not timed: a GPU's graph is recorded in them
 NEW_TOKENS = 1 + SETTLING_STEPS + STEPS
 STEPS_AT_ONCE = {"cpu": 1, "mps": 8, "cuda": 8}  # waiting after each would slow a GPU down
 ROUNDS = 5

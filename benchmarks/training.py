@@ -101,7 +101,7 @@ def utilisation(out_dir: Path, step_seconds: float) -> Row:
     known = report.peak_flops(gpu, precision)
     peak = known or matrix_flops(device, precision)
     tokens_per_second = settings["batch_size"] * model.config.context_length / step_seconds
-    flops = tokens_per_second * report.flops_per_token(model)
+    flops = tokens_per_second * report.flops_per_token(model.config)
     return {
         "parameters": report.count_parameters(model)["total"],
         "tokens/s": tokens_per_second,

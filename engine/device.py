@@ -12,6 +12,7 @@ from torch import Tensor
 DeviceName = Literal["auto", "cuda", "mps", "cpu"]
 Precision = Literal["auto", "float32", "bfloat16"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # of what `auto` becomes
+LITTLE_MEMORY = 2**33  # bytes
 M_TRIM_THRESHOLD = -1  # names of settings in glibc's malloc.h
 M_MMAP_MAX = -4
 
@@ -33,7 +34,8 @@ def has_bfloat16(device: torch.device) -> bool:
     if device.type == "mps":
         return False
     found = torch.cpu.get_capabilities()
-    return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    has_units = any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return has_units and torch.ops.mkldnn._is_mkldnn_bf16_supported()  # which may be told not to
 
 
 def choose_precision(asked: Precision, device: torch.device) -> Precision:
@@ -41,6 +43,13 @@ def choose_precision(asked: Precision, device: torch.device) -> Precision:
     if asked != "auto":
         return asked
     return "bfloat16" if has_bfloat16(device) else "float32"
+
+
+def memory_bytes(device: torch.device) -> int:
+    """Return the memory of a GPU, or LITTLE_MEMORY if it does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return torch.mps.recommended_max_memory() if device.type == "mps" else LITTLE_MEMORY
 
 
 def keep_freed_memory() -> None:
@@ -51,6 +60,13 @@ def keep_freed_memory() -> None:
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         libc.mallopt(M_MMAP_MAX, 0)
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a copy on the device, for which nobody waits, or the tensor itself."""
+    # Only memory that cannot be paged out is copied without waiting
+    tensor = tensor.pin_memory() if device.type == "cuda" else tensor
+    return tensor.to(device, non_blocking=True)
 
 
 class HostCopy:

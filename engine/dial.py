@@ -20,7 +20,7 @@ from engine import checkpoint, cli, recipe
 from engine.parallel import World
 from engine.report import flops_per_token, product_weights
 from engine.trial import PILOT_LAYERS, TIMED_SHARE, Pilot, Speed, Trial
-from model import GPT, ModelConfig, require
+from model import ModelConfig, require
 
 # When the process started: until here it has imported torch, in one thread
 STARTED_AT = time.perf_counter() - time.process_time()
@@ -93,9 +93,8 @@ class Planner:
         """Return what a size would do in the seconds that are left; None if they are too few."""
         asked, T = self.asked, model.context_length
         vocab_size = self.dataset.fitting_vocab_size(model.vocab_size)
-        with torch.device("meta"):  # shapes without numbers
-            gpt = GPT(replace(model, vocab_size=vocab_size))
-        seconds = seconds_per_token(flops_per_token(gpt), *speeds)
+        sizes = replace(model, vocab_size=vocab_size)
+        seconds = seconds_per_token(flops_per_token(sizes), *speeds)
         n_unique, n_val_tokens = (len(self.dataset.tokens(split)) for split in ("train", "val"))
         # Of the three products of a training step, an evaluation does one
         most = int(EVALUATION_SHARE * 60 * asked.minutes / (seconds / 3))
@@ -108,9 +107,9 @@ class Planner:
         batch_size = self.world.size * math.ceil(rows / self.world.size)
         max_steps = asked.max_steps or max(1, round(n_tokens / (batch_size * T)))
         n_tokens = max_steps * batch_size * T
-        loss = recipe.expected_loss(self.pilot, product_weights(gpt), n_tokens, n_unique)
-        sizes = {"batch_size": batch_size, "max_steps": max_steps, "eval_tokens": eval_tokens}
-        config = replace(asked, minutes=0.0, model=model, **sizes)
+        loss = recipe.expected_loss(self.pilot, product_weights(sizes), n_tokens, n_unique)
+        found = {"batch_size": batch_size, "max_steps": max_steps, "eval_tokens": eval_tokens}
+        config = replace(asked, minutes=0.0, model=model, **found)
         config = recipe.regularised(config, n_tokens / n_unique)
         return Choice(config, evaluation_seconds, loss)
 

@@ -1,38 +1,56 @@
 """The loss: of a batch with its gradient, and of many batches without."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from engine.device import memory_bytes
 from engine.parallel import StopRequest, World
 from model import GPT
 
-# The most logits in memory at once, unless they are of fewer positions than LEAST_ROWS; on a CPU
-# they fit its caches
-LOGITS_ON_CPU, LOGITS_ON_GPU = 2**22, 2**27
+# The most logits in memory at once, unless they are of fewer positions than LEAST_ROWS: on a CPU
+# they fit its caches, and on a GPU they and their gradient take up to a sixteenth of its memory
+LOGITS_ON_CPU = 2**22
+BYTES_PER_LOGIT = 8 * 16
 LEAST_ROWS = 256  # of fewer positions a product reads the head's weights too often
+
+# Rows of x, the head's weights and the rows' targets -> summed loss, and gradients of x and weights
+LossOfChunk = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
 
 class LossModel(nn.Module):
     """Tokens and targets -> mean loss in nats per target. Targets of -100 do not count.
 
-    This is what train.py compiles (on a CPU: the blocks in it) and replicates.
+    This is what train.py compiles and replicates.
     """
 
     def __init__(self, model: GPT, dtype: torch.dtype) -> None:
         """`dtype` is that of all products; the weights stay as they are."""
         super().__init__()
         self.model, self.dtype = model, dtype
+        self.of_chunk: LossOfChunk = loss_and_gradients
 
     def forward(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
         x = self.model.features(tokens_BT, dtype=self.dtype)
         x_NC, targets_N = x.flatten(0, 1), targets_BT.flatten()
         if torch.is_grad_enabled():
-            return LinearCrossEntropy.apply(x_NC, self.model.lm_head.weight, targets_N)
+            head_VC = self.model.lm_head.weight
+            return LinearCrossEntropy.apply(x_NC, head_VC, targets_N, self.of_chunk)
         return summed_loss(self.model, x_NC, targets_N) / (targets_N >= 0).sum()
+
+    def compile_parts(self) -> None:
+        """Compile the blocks, all of which are compiled once, and the loss, in place.
+
+        The whole would take three times as long to compile, and its steps are no faster. On a CPU
+        the loss stays as it is, as its chunks lie in the caches.
+        """
+        for block in self.model.blocks:
+            block.compile()
+        if self.model.wte.weight.device.type != "cpu":
+            self.of_chunk = torch.compile(loss_and_gradients)
 
 
 def summed_loss(model: GPT, x_NC: Tensor, targets_N: Tensor) -> Tensor:
@@ -46,8 +64,32 @@ def summed_loss(model: GPT, x_NC: Tensor, targets_N: Tensor) -> Tensor:
 
 
 def rows_at_once(x_NC: Tensor, vocab_size: int) -> int:
-    most = LOGITS_ON_CPU if x_NC.device.type == "cpu" else LOGITS_ON_GPU
-    return max(LEAST_ROWS, most // vocab_size)
+    """Return how many rows of x make a chunk; chunks are equal where halving x allows it."""
+    is_cpu = x_NC.device.type == "cpu"
+    logits = LOGITS_ON_CPU if is_cpu else memory_bytes(x_NC.device) // BYTES_PER_LOGIT
+    most = max(LEAST_ROWS, logits // vocab_size)
+    rows = len(x_NC)
+    while rows > most and rows % 2 == 0:
+        rows //= 2
+    return min(rows, most)
+
+
+def loss_and_gradients(
+    x_nC: Tensor, weight_VC: Tensor, targets_n: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the summed loss of n positions, and its gradients by x and by the weights."""
+    targets_n1 = targets_n.clamp(min=0)[:, None]
+    counts_n1 = (targets_n >= 0).float()[:, None]
+    logits_nV = (x_nC @ weight_VC.T).float()
+    logits_nV -= logits_nV.amax(dim=1, keepdim=True)  # so that exp cannot overflow
+    logit_n1 = logits_nV.gather(1, targets_n1)
+    exp_nV = logits_nV.exp_()
+    total_n1 = exp_nV.sum(dim=1, keepdim=True)
+    loss = ((total_n1.log() - logit_n1) * counts_n1).sum()
+    # ∂(-ln softmax(z)ₜ)/∂zᵥ = softmax(z)ᵥ - [v = t], and 0 where the target does not count
+    d_nV = exp_nV.mul_(counts_n1 / total_n1)
+    d_nV = d_nV.scatter_add_(1, targets_n1, -counts_n1).to(x_nC.dtype)
+    return loss, d_nV @ weight_VC, d_nV.T @ x_nC
 
 
 class LinearCrossEntropy(torch.autograd.Function):
@@ -57,34 +99,31 @@ class LinearCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x_NC: Tensor, head_VC: Tensor, targets_N: Tensor) -> Tensor:
+    def forward(
+        ctx: Any,
+        x_NC: Tensor,
+        head_VC: Tensor,
+        targets_N: Tensor,
+        of_chunk: LossOfChunk = loss_and_gradients,
+    ) -> Tensor:
         size, weight_VC = rows_at_once(x_NC, len(head_VC)), head_VC.to(x_NC.dtype)
         loss = head_VC.new_zeros(())
-        dx_NC, dhead_VC = torch.zeros_like(x_NC), torch.zeros_like(head_VC)
+        dx_NC, dhead_VC = torch.empty_like(x_NC), torch.zeros_like(head_VC)
         chunks = zip(x_NC.split(size), targets_N.split(size), dx_NC.split(size), strict=True)
         for x_nC, targets_n, dx_nC in chunks:
-            targets_n1 = targets_n.clamp(min=0)[:, None]
-            counts_n1 = (targets_n >= 0).float()[:, None]
-            logits_nV = (x_nC @ weight_VC.T).float()
-            logits_nV -= logits_nV.amax(dim=1, keepdim=True)  # so that exp cannot overflow
-            logit_n1 = logits_nV.gather(1, targets_n1)
-            exp_nV = logits_nV.exp_()
-            total_n1 = exp_nV.sum(dim=1, keepdim=True)
-            loss += ((total_n1.log() - logit_n1) * counts_n1).sum()
-            # ∂(-ln softmax(z)ₜ)/∂zᵥ = softmax(z)ᵥ - [v = t], and 0 where the target does not count
-            d_nV = exp_nV.mul_(counts_n1 / total_n1)
-            d_nV = d_nV.scatter_add_(1, targets_n1, -counts_n1).to(x_nC.dtype)
-            dx_nC += d_nV @ weight_VC
-            dhead_VC += d_nV.T @ x_nC
+            chunk_loss, dx, dweight_VC = of_chunk(x_nC, weight_VC, targets_n)
+            loss += chunk_loss
+            dx_nC.copy_(dx)
+            dhead_VC += dweight_VC
         n_targets = (targets_N >= 0).sum()
         ctx.save_for_backward(dx_NC, dhead_VC, n_targets)
         return loss / n_targets
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
         dx_NC, dhead_VC, n_targets = ctx.saved_tensors
         scale = grads[0] / n_targets
-        return dx_NC * scale, dhead_VC * scale, None
+        return dx_NC * scale, dhead_VC * scale, None, None
 
 
 @torch.no_grad()

@@ -45,7 +45,7 @@ class Muon:
         self.state = {name: (torch.zeros_like(p),) for name, p in group.parameters.items()}
 
     @torch.no_grad()
-    def step(self, fraction: float, is_finite: Tensor) -> None:
+    def step(self, fraction: Tensor, is_finite: Tensor) -> None:
         """Update the parameters at this fraction of their peak rate; none if not `is_finite`."""
         rate = self.group.learning_rate * fraction
         decay = torch.where(is_finite, 1 - rate * self.group.weight_decay, 1.0)
@@ -61,10 +61,10 @@ class Muon:
                 by_shape[pair[0].shape].append(pair)
         for shape, pairs in by_shape.items():
             updates_KMN = orthogonalize(torch.stack([ahead for _, ahead in pairs]), self.dtype)
-            updates_KMN *= is_finite
             scale = max(1, shape[0] / shape[1]) ** 0.5  # so that outputs change by about the rate
+            updates_KMN *= is_finite * -rate * scale
             for (matrix, _), update in zip(pairs, updates_KMN, strict=True):
-                matrix.add_(update, alpha=-rate * scale)
+                matrix.add_(update)
 
     def _rows(self, name: str) -> list[int]:
         """Return how many rows of a parameter belong to each of the matrices that it holds."""

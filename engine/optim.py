@@ -81,13 +81,14 @@ class AdamW:
         }
 
     @torch.no_grad()
-    def step(self, fraction: float, is_finite: Tensor) -> None:
+    def step(self, fraction: Tensor, is_finite: Tensor) -> None:
         """Update the parameters at this fraction of their peak rates; none if not `is_finite`."""
         is_fused = is_finite.device.type in ("cpu", "cuda")
         if not is_fused and not is_finite:  # a fused kernel checks it on the device
             return
         for group in self.groups:
             found = group.with_gradients()
+            rate = group.learning_rate * fraction
             state = [self.state[name] for name, _, _ in found]
             adamw(
                 [parameter for _, parameter, _ in found],
@@ -102,7 +103,7 @@ class AdamW:
                 maximize=False,
                 beta1=self.betas[0],
                 beta2=self.betas[1],
-                lr=group.learning_rate * fraction,
+                lr=rate if is_fused else rate.item(),
                 weight_decay=group.weight_decay,
                 eps=EPSILON,
             )

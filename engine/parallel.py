@@ -15,7 +15,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from engine.device import DeviceName, find_device, keep_freed_memory
-from model import Block
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,9 @@ def world(device: DeviceName) -> Iterator[World]:
     if local.type == "cuda":
         local = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(local)
-    dist.init_process_group("nccl" if local.type == "cuda" else "gloo")
+        dist.init_process_group("nccl", device_id=local)
+    else:
+        dist.init_process_group("gloo")
     try:
         yield World(local, dist.get_rank(), dist.get_world_size())
         dist.barrier()  # rank 0 may still be writing a checkpoint
@@ -72,20 +73,8 @@ def world(device: DeviceName) -> Iterator[World]:
         dist.destroy_process_group()
 
 
-def replicate(model: nn.Module, world: World, compiled: bool) -> nn.Module:
-    """Compile `model` if asked to, and let processes average its gradients (Li et al., 2020).
-
-    On a CPU only the blocks are compiled: all by one compilation, which takes two thirds of the
-    time that the whole model takes, and the steps are as fast.
-    """
-    if compiled:
-        from torch._functorch import config  # imports the compiler
-
-        # Else compiled code would not be cached, as the loss is a custom autograd function
-        config.autograd_cache_allow_custom_autograd_functions = True
-        blocks = [module for module in model.modules() if isinstance(module, Block)]
-        for part in blocks if world.device.type == "cpu" else [model]:
-            part.compile()  # in place, so that the names of its parameters stay
+def replicate(model: nn.Module, world: World) -> nn.Module:
+    """Let processes average the gradients of `model` (Li et al., 2020)."""
     if world.size == 1:
         return model
     return nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)

@@ -13,7 +13,7 @@ from engine import checkpoint, cli
 from engine.metrics import Metrics, read
 from engine.parallel import World
 from engine.wandb_run import start_wandb
-from model import GPT
+from model import GPT, ModelConfig
 
 # FLOP/s of dense bfloat16 matrix products, from NVIDIA's data sheets, by the name that torch gives;
 # unlisted variants have clocks of their own, so their MFU is not reported
@@ -45,22 +45,24 @@ def count_parameters(model: nn.Module) -> dict[str, int]:
     return counts | {"total": sum(counts.values())}
 
 
-def product_weights(model: GPT) -> int:
+def product_weights(config: ModelConfig) -> int:
     """Return the number of weights in matrix products: those of the blocks and of the head."""
-    parts = count_parameters(model)
-    head = model.config.vocab_size * model.config.n_embd  # also if it is tied
-    return parts["attention"] + parts["mlp"] + head
+    config = config.sized()
+    C, HD, KD = config.n_embd, *(n * config.head_dim for n in (config.n_head, config.n_kv_head))
+    mlp = (3 if config.is_modern else 2) * C * config.n_inner
+    per_layer = C * (HD + 2 * KD) + HD * C + mlp
+    return config.n_layer * per_layer + C * config.vocab_size  # a tied head multiplies, too
 
 
-def flops_per_token(model: GPT) -> int:
+def flops_per_token(config: ModelConfig) -> int:
     """Return the operations of a forward and a backward pass (Chowdhery et al., 2022, app. B).
 
     6 per weight of a matrix product, the output head included, and 12 per channel of a query and
     position of the context, masked or not.
     """
-    config = model.config
+    config = config.sized()
     channels = config.n_layer * config.n_head * config.head_dim
-    return 6 * product_weights(model) + 12 * channels * config.context_length
+    return 6 * product_weights(config) + 12 * channels * config.context_length
 
 
 def peak_flops(device_name: str, precision: str = "bfloat16") -> float | None:
@@ -98,7 +100,7 @@ def announce(
         print(f"{config['out_dir']} has no checkpoint to resume: the run starts at step 0")
 
 
-def speed(world: World, model: GPT, precision: str, rate: float) -> dict[str, float]:
+def speed(world: World, config: ModelConfig, precision: str, rate: float) -> dict[str, float]:
     """Return tokens/s of all processes, from the `rate` of this one; of a GPU, memory and MFU too.
 
     MFU is told where the GPU's FLOP/s are known.
@@ -110,7 +112,7 @@ def speed(world: World, model: GPT, precision: str, rate: float) -> dict[str, fl
     found["peak_memory_bytes"] = torch.cuda.max_memory_allocated(world.device)
     peak = peak_flops(world.device_name, precision)
     if peak is not None:
-        found["mfu"] = tokens_per_second * flops_per_token(model) / (peak * world.size)
+        found["mfu"] = tokens_per_second * flops_per_token(config) / (peak * world.size)
     return found
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from engine import checkpoint
+from engine import checkpoint, cli
 from engine.optim import Optimizer
 from model import GPT, ModelConfig, require
 
@@ -103,3 +103,19 @@ def unpack(state: dict[str, Any], model: nn.Module, optimizers: list[Optimizer])
         for name, tensors in optimizer.state.items():
             for tensor, saved_tensor in zip(tensors, saved[name], strict=True):
                 tensor.copy_(saved_tensor)
+
+
+def save(run: Any, names: list[str]) -> None:
+    """Write all that resuming and sampling need, from the main process."""
+    run.log.flush(run.stop)  # raises, before anything is saved, if an update was not finite
+    state = {
+        "step": run.progress.step,
+        "best_val_loss": run.progress.best_val_loss,
+        "elapsed_seconds": run.log.elapsed_seconds,
+        "config": cli.dump_config(replace(run.config, resume=False)),
+        "model_config": asdict(run.config.model),
+        **run.dataset.identity(),
+        **pack(run.model, run.optimizers),
+    }
+    if run.world.is_main:
+        checkpoint.save(run.config.out_dir, state, names)

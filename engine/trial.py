@@ -57,11 +57,11 @@ class Trial:
         """Return the speed of a run, once it is warm."""
         run = self.assemble(config)
         with contextlib.closing(run.log):
-            found = [self._seconds(run, 1)]
+            found = [self._seconds(run, run.compute_update.settling_calls)]
             while len(found) < 2 or (len(found) <= TIMED_STEPS and sum(found) < most_seconds):
                 found.append(self._seconds(run, 1))
         n_tokens = run.config.batch_size * run.config.model.context_length
-        return flops_per_token(run.model), statistics.median(found[1:]) / n_tokens
+        return flops_per_token(run.config.model), statistics.median(found[1:]) / n_tokens
 
     def pilot(self, config: Any, seconds: float) -> tuple[Pilot, Speed]:
         """Train a small model for a share of so many seconds, and score it."""
@@ -79,7 +79,7 @@ class Trial:
             batches = ((window_1S[:, :-1], window_1S[:, 1:]) for window_1S in windows)
             loss = evaluate(run.loss_model, batches, self.world) or math.nan
         require(math.isfinite(loss), "the pilot's loss is not finite: lower the learning rates")
-        n_weights = product_weights(run.model)
+        n_weights = product_weights(run.config.model)
         found = Pilot(n_weights, steps * batch_size * T, loss, hardness(self.dataset))
         return found, speed
 

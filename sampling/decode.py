@@ -1,10 +1,11 @@
 """The logits of several texts at once: prefill the prompts, then decode one token at a time."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
+from engine.capture import Captured
 from engine.parallel import mix_seed
 from model import GPT
 from sampling.cache import KVCache
@@ -30,8 +31,7 @@ class Decoder:
         self.cache = KVCache(
             model.config, len(prompts), model.wte.weight, size=size, static=self.is_static
         )
-        self.tokens_B1 = torch.zeros(len(prompts), 1, dtype=torch.long, device=self.device)
-        self.step: Callable[[], Tensor] | None = None
+        self.step = Captured(logits_after, self.is_static)
 
     @property
     def is_static(self) -> bool:
@@ -73,12 +73,9 @@ class Decoder:
         """Append a token to each text; return the logits (B, V) of the token after it."""
         if not self.model.config.is_modern and self.cache.length == self.limit:
             return self.read_again(tokens_B)
-        self.tokens_B1.copy_(tokens_B[:, None])
-        if self.step is None:
-            self.step = self.feed_tokens
-            if self.is_static:
-                self.step = captured(self.feed_tokens, self.cache)
-        logits_BV = self.step()
+        length = self.cache.length
+        logits_BV = self.step(self, tokens_B)
+        self.cache.length = length + 1  # which a graph does not count
         if self.keeps_fed:
             self.fed.append(tokens_B)
         return logits_BV
@@ -109,8 +106,9 @@ class Decoder:
     def last_logits(self, tokens_BT: Tensor, cache: KVCache) -> Tensor:
         return self.model.lm_head(self.model.features(tokens_BT, cache)[:, -1])
 
-    def feed_tokens(self) -> Tensor:
-        return self.last_logits(self.tokens_B1, self.cache)
+
+def logits_after(decoder: Decoder, tokens_B: Tensor) -> Tensor:
+    return decoder.last_logits(tokens_B[:, None], decoder.cache)
 
 
 def equal_start(a: list[int], b: list[int]) -> int:
@@ -124,34 +122,6 @@ def equal_start(a: list[int], b: list[int]) -> int:
 def check_finite(logits_BV: Tensor) -> None:
     if not logits_BV.isfinite().all():
         raise ValueError("the model's logits must be finite: its checkpoint is of a failed run")
-
-
-def captured(function: Callable[[], Tensor], cache: KVCache) -> Callable[[], Tensor]:
-    """Record the GPU kernels that `function` starts; return what starts all of them at once.
-
-    docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs. A few calls come first, in
-    which libraries set themselves up; after each, the cache's length is restored.
-    """
-    end, length = cache.end.clone(), cache.length
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            function()
-            cache.end.copy_(end)
-            cache.length = length
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        logits_BV = function()
-    cache.length = length
-
-    def again() -> Tensor:
-        graph.replay()
-        cache.length += 1
-        return logits_BV
-
-    return again
 
 
 def tokens_seen(prompts: list[list[int]], vocab_size: int, device: torch.device) -> Tensor:

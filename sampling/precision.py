@@ -44,8 +44,9 @@ def convert(model: GPT, precision: SamplePrecision, rows: int = 1) -> GPT:
         )
     if device.type == "cpu":
         pack(model, kind, rows)
-        use_steps(model)
-    return model.requires_grad_(False).to(torch.bfloat16 if kind == "bfloat16" else torch.float32)
+    model = model.to(torch.bfloat16 if kind == "bfloat16" else torch.float32)
+    use_steps(model)
+    return model.requires_grad_(False)
 
 
 def pack(model: GPT, kind: SamplePrecision, rows: int) -> None:

@@ -1,6 +1,6 @@
 """One token of each text through the whole model, in as few calls as it takes.
 
-On a CPU a step of a small model is mostly calls, and every one finds its code no longer in the
+A step of a small model is mostly calls. On a CPU every one finds its code no longer in the
 processor's cache, from which the weights have driven it out. Here is `GPT.features` for a single
 new position, without modules between the operations.
 """
@@ -100,7 +100,12 @@ def attend(heads_BND: Tensor, cache: KVCache, layer: int, mask: Mask) -> Tensor:
     B, _, D = heads_BND.shape
     H, K, S = config.n_head, config.n_kv_head, cache.n_used
     kv_B2KSD = cache.kv_LB2KSD[layer]
-    kv_B2KSD[:, :, :, (cache.length - 1) % cache.size] = heads_BND[:, H:].view(B, 2, K, D)
+    kv_B2K1D = heads_BND[:, H:].view(B, 2, K, 1, D)
+    if cache.is_static:
+        kv_B2KSD.index_copy_(3, cache.slots_T, kv_B2K1D)
+    else:  # the host knows the slot, and a copy to it takes half as long
+        slot = (cache.length - 1) % cache.size
+        kv_B2KSD[:, :, :, slot : slot + 1] = kv_B2K1D
     k_BKSD, v_BKSD = kv_B2KSD[:, 0, :, :S], kv_B2KSD[:, 1, :, :S]
     y_BH1D, _ = cached_attention(heads_BND[:, :H, None], k_BKSD, v_BKSD, mask)
     return y_BH1D.reshape(B, H * D)

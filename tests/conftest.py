@@ -9,11 +9,14 @@ import pytest
 import torch
 from tqdm import tqdm
 
+from graphs import graphs  # noqa: F401  (a fixture)
+
 SHARED_DATA = Path(__file__).parents[2] / "shared/data"
 
 # Tensors of tests are so small that threads only wait for each other, most of all on a busy machine
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for processes that tests start
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # tests are of a CPU, and bench.py check is of a GPU
 # A job in the background ignores Ctrl-C, and so would the processes that tests start and interrupt
 signal.signal(signal.SIGINT, signal.default_int_handler)
 # tqdm's own lock is shared with forked processes: one that a test kills could keep it for ever

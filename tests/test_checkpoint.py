@@ -429,7 +429,7 @@ def updated(model: GPT, optimizers: list[Optimizer], n: int) -> dict[str, Any]:
         tokens_BT = torch.arange(8)[None] + i % 3
         loss_model(tokens_BT, tokens_BT + 1).backward()
         for optimizer in optimizers:
-            optimizer.step(1.0, torch.tensor(True))
+            optimizer.step(torch.tensor(1.0), torch.tensor(True))
         model.zero_grad()
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 

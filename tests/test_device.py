@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import train
-from engine import device, kernels, metrics, parallel
+from engine import checkpoint, device, kernels, metrics, parallel
 from engine.cli import parse_config
 from engine.device import (
     HostCopy,
@@ -186,7 +186,7 @@ class LateCopy(HostCopy):
     events: list[tuple[str, int]]
 
     def __init__(self, tensor: Tensor) -> None:
-        super().__init__(tensor)
+        super().__init__(tensor.clone())  # what a graph returned is overwritten
         self.number = sum(name == "given" for name, _ in self.events)
         self.events.append(("given", self.number))
 
@@ -196,13 +196,15 @@ class LateCopy(HostCopy):
 
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def gpu(monkeypatch: pytest.MonkeyPatch, graphs: None) -> Iterator[Any]:
     """Let the CPU pass for a GPU; its updates are noted when given to it, and when read."""
     monkeypatch.setattr(LateCopy, "events", [], raising=False)
     monkeypatch.setattr(train, "HostCopy", LateCopy)
     monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: tensor)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA L4")
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 7)
+    card = SimpleNamespace(total_memory=8 * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
     with signal_handlers_kept():
         yield FakeCUDA("cpu")
 
@@ -259,7 +261,7 @@ def test_an_update_that_is_not_finite_is_noticed_before_anything_is_saved_althou
     accumulate_gradients = train.accumulate_gradients
     monkeypatch.setattr(train, "accumulate_gradients", poisoned)
     saved: list[int] = []
-    monkeypatch.setattr(train.checkpoint, "save", lambda _, state, __: saved.append(state["step"]))
+    monkeypatch.setattr(checkpoint, "save", lambda _, state, __: saved.append(state["step"]))
     with pytest.raises(ArithmeticError, match=rf"after step {step} a number is not finite"):
         train.train(parsed(tiny, tmp_path / "run", *flags), World(gpu), StopRequest())
     assert [at for at in saved if at > 0] == [at for at in (2, 4) if at <= step]
@@ -304,7 +306,7 @@ def test_processes_whose_numbers_come_late_agree_to_stop_after_the_same_step(
 ):
     monkeypatch.setattr(Pair, "meeting", threading.Barrier(2), raising=False)
     monkeypatch.setattr(Pair, "brought", [torch.empty(0)] * 2, raising=False)
-    monkeypatch.setattr(parallel, "replicate", lambda model, world, compiled: model)
+    monkeypatch.setattr(parallel, "replicate", lambda model, world: model)
     stops = [StopRequest(), StopRequest()]
     steps: dict[int, int] = {}
     leave, update = train.leave, train.update

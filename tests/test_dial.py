@@ -149,7 +149,7 @@ def test_the_choice_is_the_best_of_all_sizes_and_each_fills_the_time(
         assert found.loss > best.loss
     tokens = best.config.max_steps * best.config.batch_size * 256
     config = replace(best.config.model, vocab_size=64)
-    seconds = tokens * 1e-11 * dial.flops_per_token(dial.GPT(config))
+    seconds = tokens * 1e-11 * dial.flops_per_token(config)
     assert seconds + best.evaluation_seconds == pytest.approx(600 - dial.ENDING_SECONDS, rel=0.02)
 
 

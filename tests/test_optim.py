@@ -129,7 +129,7 @@ def test_adamw_updates_are_those_of_torch(yes: Any):
             torch.manual_seed(step)
             model.zero_grad()
             with_gradients(model)
-        optimizer.step(fraction, yes)
+        optimizer.step(torch.tensor(fraction), yes)
         for group in reference.param_groups:
             group["lr"] = 0.01 * fraction
         reference.step()
@@ -151,7 +151,7 @@ def updated(name: Any) -> tuple[GPT, list[Optimizer]]:
 
 def take_step(optimizers: list[Optimizer], is_finite: Any) -> None:
     for optimizer in optimizers:
-        optimizer.step(1.0, is_finite)
+        optimizer.step(torch.tensor(1.0), is_finite)
 
 
 def everything(model: GPT, optimizers: list[Optimizer]) -> dict[str, list[Tensor]]:
@@ -292,7 +292,7 @@ def test_two_muon_updates_are_those_computed_matrix_by_matrix(n_kv_head: int, he
                 for part in ahead.split(rows)
             ]
             expected[name] = expected[name] * (1 - rate * decay) - rate * torch.cat(scaled)
-        muon.step(1.0, YES)
+        muon.step(torch.tensor(1.0), YES)
     for name, p in matrices.items():
         torch.testing.assert_close(p.detach(), expected[name], rtol=1e-4, atol=1e-5)
 

@@ -4,8 +4,6 @@ import contextlib
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 import weakref
 from collections.abc import Iterator
@@ -21,9 +19,9 @@ from torch import Tensor, nn
 import train
 from engine import parallel
 from engine.cli import parse_config
-from engine.loss import LossModel
+from engine.loss import LossModel, loss_and_gradients
 from engine.parallel import StopRequest, World, mix_seed, seed_dropout
-from helpers import PLAIN, REPOSITORY, SERVER, finish, signal_handlers_kept, write_tiny
+from helpers import PLAIN, SERVER, finish, signal_handlers_kept, write_tiny
 from model import GPT, ModelConfig
 
 CPU = torch.device("cpu")
@@ -122,7 +120,7 @@ def test_a_sum_over_two_processes_leaves_the_tensor_that_was_given(two: list[tup
 def test_a_step_asks_the_other_processes_once_with_a_vector_of_two_numbers(
     two: list[tuple[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(parallel, "replicate", lambda model, world, compiled: model)
+    monkeypatch.setattr(parallel, "replicate", lambda model, world: model)
     arguments = [str(write_tiny(tmp_path)), f"--out_dir={tmp_path / 'run'}", *PLAIN]
     config = parse_config(train.TrainConfig, [*arguments, "--max_steps=3", "--eval_every=2"])
     with signal_handlers_kept():
@@ -133,56 +131,30 @@ def test_a_step_asks_the_other_processes_once_with_a_vector_of_two_numbers(
 
 # --- Compiled -------------------------------------------------------------------------------------
 
-PROBE = """
-import torch
-from torch._dynamo.utils import counters
-from engine import parallel
-from engine.loss import LossModel
-from model import GPT, ModelConfig
-torch.manual_seed(0)
-model = GPT(ModelConfig(vocab_size=5, context_length=4, n_layer=1, n_head=1, n_embd=8))
-world = parallel.World(torch.device("cuda"))  # where the loss is compiled, too
-loss_model = parallel.replicate(LossModel(model, torch.float32), world, compiled=True)
-tokens_BT = torch.arange(4)[None]
-loss_model(tokens_BT, tokens_BT + 1).backward()
-print(model.ln_f.weight.grad.norm().item(), counters["aot_autograd"]["autograd_cache_hit"])
-"""
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_blocks_are_compiled_and_on_a_gpu_the_loss_too(
+    monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    model = GPT(ModelConfig(vocab_size=5, context_length=4, n_layer=2, n_head=1, n_embd=8))
+    loss_model = LossModel(model, torch.float32)
+    found: list[Any] = []
+    monkeypatch.setattr(nn.Module, "compile", lambda module: found.append(module))
+    monkeypatch.setattr(torch, "compile", lambda function: found.append(function))
+    loss_model.to(device).compile_parts()
+    assert found == [*model.blocks, *([loss_and_gradients] if device == "meta" else [])]
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
-def test_a_gradient_of_our_own_is_compiled_once_and_anew_when_its_code_changes(tmp_path: Path):
-    for name in ("model.py", "files.py"):
-        shutil.copy(REPOSITORY / name, tmp_path)
-    shutil.copytree(REPOSITORY / "engine", tmp_path / "engine")
-    cache = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
-
-    def probe() -> tuple[float, bool]:
-        command, environment = [sys.executable, "-c", PROBE], os.environ | cache
-        said = subprocess.check_output(command, cwd=tmp_path, env=environment, text=True)
-        norm, hits = said.split()
-        return float(norm), int(hits) > 0
-
-    norm, is_cached = probe()
-    assert not is_cached
-    assert probe() == (norm, True)
-    path = tmp_path / "engine/loss.py"
-    changed = path.read_text().replace("return dx_NC * scale,", "return 2 * dx_NC * scale,")
-    assert changed != path.read_text()
-    path.write_text(changed)
-    assert probe() == (pytest.approx(2 * norm), False)
-
-
-@pytest.mark.parametrize(("device", "compiled"), [("cpu", "blocks.0"), ("cuda", "")])
-def test_on_a_cpu_the_blocks_are_compiled_alone(
-    monkeypatch: pytest.MonkeyPatch, device: str, compiled: str
-) -> None:
-    model = GPT(ModelConfig(vocab_size=5, context_length=4, n_layer=1, n_head=1, n_embd=8))
-    found: list[nn.Module] = []
-    monkeypatch.setattr(nn.Module, "compile", lambda module: found.append(module))
-    loss_model = LossModel(model, torch.float32)
-    parallel.replicate(loss_model, World(torch.device(device)), compiled=True)
-    assert found == [model.get_submodule(compiled) if compiled else loss_model]
+def test_the_compiled_loss_of_a_chunk_and_its_gradients_are_those_of_the_plain_one():
+    torch.manual_seed(0)
+    x_nC, weight_VC, targets_n = torch.randn(12, 8), torch.randn(20, 8), torch.arange(12)
+    targets_n[3] = -100
+    plain = loss_and_gradients(x_nC, weight_VC, targets_n)
+    compiled = torch.compile(loss_and_gradients)(x_nC, weight_VC, targets_n)
+    for a, b in zip(plain, compiled, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 # --- Seeds ----------------------------------------------------------------------------------------

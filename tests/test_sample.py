@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,8 +20,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 import model as model_file
 import sample
@@ -41,6 +38,7 @@ from sampling.load import Trained, load_model
 from sampling.output import Sample, read_steps
 from sampling.precision import available
 from sampling.prompts import encode_prompt, read_text
+from sampling.step import use_steps
 
 LETTERS = CharTokenizer("abcdefgh", with_end_of_text=False)
 V = LETTERS.vocab_size
@@ -304,51 +302,6 @@ def banded_mask(width: int, T: int, dtype: torch.dtype, device: torch.device) ->
     return torch.zeros(T, T, dtype=dtype, device=device).masked_fill(~may_see_TT, -math.inf)
 
 
-class RecordedGraph(TorchDispatchMode):
-    """A CUDA graph for the CPU: what was called in its block is repeated on the same memory.
-
-    Recording leaves no trace, as nothing runs while a real graph is captured. Python is not
-    repeated: a number that the host counts stays what it was.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[tuple[Callable[..., Any], Any, Any, Any]] = []
-        self.before: list[tuple[Tensor, Tensor]] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func._schema.is_mutable:
-            self.before.append((args[0], args[0].clone()))
-        result = func(*args, **kwargs)
-        self.calls.append((func, args, kwargs, result))
-        return result
-
-    def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
-        for tensor, old in reversed(self.before):
-            tensor.copy_(old)
-
-    def replay(self) -> None:
-        for func, args, kwargs, result in self.calls:
-            again = func(*args, **kwargs)
-            for old, new in zip(tree_leaves(result), tree_leaves(again), strict=True):
-                if isinstance(old, Tensor) and old.data_ptr() != new.data_ptr():
-                    old.copy_(new)
-
-
-@pytest.fixture
-def graphs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the CPU decode as a GPU does."""
-    stream = SimpleNamespace(wait_stream=lambda _: None)
-    monkeypatch.setattr(torch.cuda, "Stream", lambda: stream)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
-    monkeypatch.setattr(torch.cuda, "stream", nullcontext)
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", RecordedGraph)
-    monkeypatch.setattr(torch.cuda, "graph", lambda graph: graph)
-    monkeypatch.setattr(Decoder, "is_static", True)
-
-
 def passes_of(model: GPT, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """The shapes of the tokens that a model will be given, pass after pass."""
     passes: list[tuple[int, ...]] = []
@@ -362,11 +315,17 @@ def passes_of(model: GPT, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ..
     return passes
 
 
+@pytest.fixture
+def static(graphs: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the CPU decode as a GPU does."""
+    monkeypatch.setattr(Decoder, "is_static", True)
+
+
 @both_architectures
-@pytest.mark.parametrize("static", [False, True])
+@pytest.mark.parametrize("is_static", [False, True])
 @pytest.mark.parametrize("longest", [9, 30])  # of a context of 12
 def test_each_text_of_a_batch_is_the_one_that_it_would_be_alone(
-    architecture: str, static: bool, longest: int, request: pytest.FixtureRequest
+    architecture: str, is_static: bool, longest: int, request: pytest.FixtureRequest
 ):
     model, rng = randomised(architecture), np.random.default_rng(1)
     prompts = [rng.integers(V, size=n).tolist() for n in (3, 12, 1, 9, 30)]
@@ -375,19 +334,22 @@ def test_each_text_of_a_batch_is_the_one_that_it_would_be_alone(
     prompts, indices = (prompts, indices) if longest == 30 else (prompts[2:4], indices[2:4])
     pairs = list(zip(prompts, indices, strict=True))
     alone = [generated(model, prompt, index, **settings) for prompt, index in pairs]
-    if static:
-        request.getfixturevalue("graphs")
+    if is_static:
+        request.getfixturevalue("static")
     assert generated_together(model, prompts, indices, **settings) == alone
     assert len(set(map(tuple, alone))) >= len(alone) / 2
 
 
 @both_architectures
-@pytest.mark.usefixtures("graphs")
+@pytest.mark.parametrize("in_few_calls", [False, True])
+@pytest.mark.usefixtures("static")
 @torch.inference_mode()
 def test_a_step_is_captured_once_and_repeated_while_the_host_counts_what_the_device_does(
-    architecture: str, monkeypatch: pytest.MonkeyPatch
+    architecture: str, in_few_calls: bool, monkeypatch: pytest.MonkeyPatch
 ):
     model, same = randomised(architecture), randomised(architecture)
+    if in_few_calls:
+        use_steps(model)
     passes = passes_of(model, monkeypatch)
     decoder = Decoder(model, [[1, 2, 3]] * 2, max_new_tokens=9)
     decoder.read()

@@ -43,8 +43,8 @@ from sampling.load import load_model
 
 COMPILE_SECONDS = 900  # on a busy machine, with nothing in a cache
 LONG = ("--max_steps=40", "--eval_every=2")  # long enough to be hit, with 20 checkpoints
-RATES = ("--optim.learning_rate=0.3", "--optim.muon_learning_rate=0.2")
-RESTLESS = ("--max_steps=40", "--optim.decay_fraction=0", *RATES)  # its loss goes up and down
+# It sees its text 85 times, and knows it by heart long before the end
+RESTLESS = ("--max_steps=40", "--batch_size=32", "--model.dropout=0", "--optim.learning_rate=0.1")
 UPDATE = {"step", "train_loss", "learning_rate", "grad_norm", "tokens_per_second"}
 EVALUATION = {"step", "val_loss", "val_bits_per_byte"}
 
