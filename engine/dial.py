@@ -5,8 +5,8 @@
    until it is a size that was timed. The seconds per token of the others are taken to lie on the
    line through the pilot's and the last one's, over the operations per token.
 3. That size is taken.
-4. When the rates begin to fall, the time that is left fixes the number of steps, as machines do not
-   keep their speed.
+4. When the rates would begin to fall, the time that is left decides on the number of steps, as no
+   machine keeps the speed of a short trial.
 """
 
 import math
@@ -34,27 +34,34 @@ LEAST_SLOPE = 0.3  # of seconds over operations: below it the machine has change
 
 @dataclass(frozen=True)
 class Clock:
-    """Tells when a run has used up the time in which its rates are at their peak."""
+    """Tells how much of its time a run has used."""
 
     started_at: float
     ends_at: float
 
-    def is_due(self, step: int, decay_fraction: float, world: World) -> bool:
-        """Return whether the rates must begin to fall; all processes get one answer."""
-        passed = (time.perf_counter() - self.started_at) / (self.ends_at - self.started_at)
-        is_due = world.is_main and step > 0 and passed >= 1 - decay_fraction
-        return world.sum(torch.tensor(float(is_due))).item() > 0
+    def passed(self, world: World) -> float:
+        """Return the share of the time that has passed in the main process, in all processes."""
+        share = (time.perf_counter() - self.started_at) / (self.ends_at - self.started_at)
+        return world.sum(torch.tensor(share if world.is_main else 0.0)).item()
 
 
 def keep_time(run: Any) -> Any:
-    """Return the config of a run; its clock, if it has one, changes the number of steps once."""
+    """Return the config of a run; its clock, if it has one, changes the number of steps.
+
+    That is when the rates would begin to fall. If they would too early, the run gets more steps,
+    and goes on at its peak rates; when it is time, it gets those that fill what is left.
+    """
     config, step = run.config, run.progress.step
-    fraction = config.optim.decay_fraction
-    if run.clock is None or not run.clock.is_due(step, fraction, run.world):
+    if run.clock is None or step == 0:
         return config
-    config = replace(config, max_steps=max(step + 1, math.ceil(step / (1 - fraction))))
+    before_fall = 1 - config.optim.decay_fraction
+    passed = run.clock.passed(run.world)
+    if passed < before_fall and step < before_fall * config.max_steps:
+        return config
+    config = replace(config, max_steps=max(step + 1, math.ceil(step / passed)))
     run.log.bar.total = config.max_steps
-    run.clock = None
+    if passed >= before_fall:
+        run.clock = None
     if run.world.is_main:  # running this config again repeats the run
         checkpoint.open_folder(config.out_dir, cli.dump_config(config), resume=True)
     return config

@@ -87,8 +87,9 @@ def loss_and_gradients(
     total_n1 = exp_nV.sum(dim=1, keepdim=True)
     loss = ((total_n1.log() - logit_n1) * counts_n1).sum()
     # ∂(-ln softmax(z)ₜ)/∂zᵥ = softmax(z)ᵥ - [v = t], and 0 where the target does not count
-    d_nV = exp_nV.mul_(counts_n1 / total_n1)
-    d_nV = d_nV.scatter_add_(1, targets_n1, -counts_n1).to(x_nC.dtype)
+    d_nV = exp_nV.mul_(counts_n1 / total_n1).to(x_nC.dtype)
+    d_target_n1 = (logit_n1.exp() / total_n1 - 1) * counts_n1
+    d_nV.scatter_(1, targets_n1, d_target_n1.to(x_nC.dtype))
     return loss, d_nV @ weight_VC, d_nV.T @ x_nC
 
 

@@ -58,7 +58,7 @@ class Trial:
         run = self.assemble(config)
         with contextlib.closing(run.log):
             found = [self._seconds(run, run.compute_update.settling_calls)]
-            while len(found) < 2 or (len(found) <= TIMED_STEPS and sum(found) < most_seconds):
+            while len(found) < 2 or (len(found) <= TIMED_STEPS and sum(found[1:]) < most_seconds):
                 found.append(self._seconds(run, 1))
         n_tokens = run.config.batch_size * run.config.model.context_length
         return flops_per_token(run.config.model), statistics.median(found[1:]) / n_tokens

@@ -4,6 +4,7 @@ import math
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,9 @@ import train
 from data.loader import Dataset
 from engine import checkpoint, cli, dial, recipe
 from engine.dial import Clock, Planner, seconds_per_token
+from engine.optim import OptimConfig
 from engine.parallel import World
+from engine.resume import Progress
 from engine.trial import Pilot, hardness, spread
 from helpers import losses, outcome, train_here, write_dataset, write_tiny
 
@@ -97,11 +100,36 @@ def test_a_larger_size_always_counts_as_slower_and_no_size_takes_less_than_nothi
     assert seconds_per_token(1e6, (1e6, 0.1), (2e6, 2.0)) == pytest.approx(1.0)
 
 
-def test_the_clock_is_due_when_the_share_of_the_time_before_the_fall_has_passed():
+@pytest.mark.parametrize(
+    ("step", "seconds", "steps", "is_timed"),  # of 100; the rates fall in the last 60 %
+    [
+        (39, 39.0, 100, True),
+        (0, 41.0, 100, True),  # nothing is known of its speed
+        (40, 50.0, 80, False),  # as slow as this it would take 125 seconds
+        (30, 40.5, 75, False),
+        (40, 10.0, 400, True),  # faster than planned: the fall begins later
+    ],
+)
+def test_a_run_gets_the_steps_that_fill_its_time_when_its_rates_would_begin_to_fall(
+    tmp_path: Path, step: int, seconds: float, steps: int, is_timed: bool
+):
     now = time.perf_counter()
-    assert Clock(now - 41, now + 59).is_due(5, 0.6, MACHINE)
-    assert not Clock(now - 39, now + 61).is_due(5, 0.6, MACHINE)
-    assert not Clock(now - 41, now + 59).is_due(0, 0.6, MACHINE)  # nothing is known of its speed
+    optim = OptimConfig(decay_fraction=0.6)
+    config = train.TrainConfig(out_dir=tmp_path / "run", max_steps=100, optim=optim)
+    bar = SimpleNamespace(total=100)
+    run = SimpleNamespace(
+        config=config,
+        progress=Progress(step),
+        world=MACHINE,
+        clock=Clock(now - seconds, now + 100 - seconds),
+        log=SimpleNamespace(bar=bar),
+    )
+    found = dial.keep_time(run).max_steps
+    assert abs(found - steps) <= 1
+    assert bar.total == found
+    assert (run.clock is not None) == is_timed
+    if found != 100:
+        assert cli.read_toml(str(config.out_dir / "config.toml"))["max_steps"] == found
 
 
 class Text:
