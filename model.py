@@ -21,7 +21,7 @@ channel). Plain `x` is the residual stream, or its norm, and is always (B, T, C)
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
@@ -281,8 +281,8 @@ class GPT(nn.Module):
             self.lm_head.weight = self.wte.weight  # Press & Wolf, 2017
         self.init_weights()
 
-    def init_weights(self) -> None:
-        """Draw the matrices from normal distributions, so that the loss starts near ln V."""
+    def init_weights(self, named: Iterable[tuple[str, Tensor]] | None = None) -> None:
+        """Draw matrices (default: all) from normal distributions: the loss starts near ln V."""
         config = self.config
         names = ("wte", "wpe", "c_attn", "c_fc", "lm_head")
         std: dict[str, float] = dict.fromkeys(names, 0.02)  # GPT-2
@@ -294,7 +294,7 @@ class GPT(nn.Module):
             # c_proj = 0 starts each block as the identity (Zhang et al., 2019, arXiv 1901.09321):
             # with a tied head a token would predict itself. The 0.3 was tuned (docs/recipe.md).
             std |= {"c_proj": 0.0, "wte": 0.3}
-        for name, parameter in self.named_parameters():
+        for name, parameter in named or self.named_parameters():
             if parameter.ndim == 2:  # "blocks.0.attn.c_proj.weight": its layer is c_proj
                 nn.init.normal_(parameter, std=std[name.split(".")[-2]])
             elif name.endswith("bias"):

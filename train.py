@@ -7,7 +7,7 @@ import contextlib
 import itertools
 import math
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -16,15 +16,16 @@ from torch import Tensor, nn
 import sample
 from data.bigram import bigram_loss
 from data.loader import Batches, DataConfig, Dataset, Windows, eval_batches
-from engine import cli, dial, parallel, recipe, report, resume
+from engine import cli, dial, parallel, report, resume
 from engine.capture import Captured
-from engine.device import DTYPES, DeviceName, HostCopy, Precision, Prefetch, choose_precision, sent
-from engine.kernels import build_model
+from engine.device import DeviceName, HostCopy, Precision, Prefetch, sent
 from engine.loss import LossModel, evaluate
 from engine.metrics import Metrics, Update
 from engine.optim import OptimConfig, Optimizer, build_optimizers, clip_gradients, schedule
 from engine.parallel import StopRequest, World
+from engine.replica import build_replica, sync_gradients
 from engine.resume import Progress
+from engine.shard import Parallel
 from engine.trial import Trial
 from engine.wandb_run import WandbMode
 from model import GPT, ModelConfig
@@ -63,6 +64,10 @@ class TrainConfig:
     """Device to train on; auto takes the best that is here."""
     precision: Precision = "auto"
     """Type of the matrix products (weights stay float32); auto takes bfloat16 if that is faster."""
+    parallel: Parallel = "auto"
+    """Processes hold the model (ddp), a share each (fsdp), or a share within a machine (hsdp)."""
+    recompute: bool = False
+    """Compute activations a second time instead of keeping them: less memory, slower steps."""
     compile: bool = False
     """Fuse operations by torch.compile: the start is slower, the steps are faster."""
     wandb: WandbMode = "off"
@@ -137,21 +142,15 @@ def assemble(asked: TrainConfig, dataset: Dataset, world: World, stop: StopReque
     """Put the parts of a run together, at step 0 and without a log."""
     train_T = dataset.tokens("train")
     vocab_size = dataset.fitting_vocab_size(asked.model.vocab_size)
-    # The same seed builds the same model in every process; it is compiled, and then replicated
-    torch.manual_seed(asked.seed)
-    dtype = DTYPES[choose_precision(asked.precision, world.device)]
-    sizes = replace(asked.model, vocab_size=vocab_size)
-    model = build_model(sizes, world.device, dtype, asked.compile)
-    config = recipe.complete(asked, model, len(train_T), world)
-    loss_model = LossModel(model, dtype)
-    if config.compile:
-        loss_model.compile_parts()
-    replica = parallel.replicate(loss_model, world)
-    optimizers = build_optimizers(model, config.optim, dtype)
+    built = build_replica(asked, vocab_size, len(train_T), world)
+    config, loss_model, replica, owners = built
+    model = loss_model.model
+    optimizers = build_optimizers(model, config.optim, loss_model.dtype, owners)
     windows = Windows(dataset.vocab_size, config.model.context_length, world.rank, world.size)
     batches = Batches(train_T, windows, config.batch_size, config.seed)
     parts = (dataset, batches, model, loss_model, replica, optimizers)
-    captured = Captured(compute_update, world.device.type == "cuda" and world.size == 1)
+    is_alone = world.size == 1 and owners.mesh is None
+    captured = Captured(compute_update, world.device.type == "cuda" and is_alone)
     log = Metrics(None, 0, config.max_steps)
     return Run(config, world, stop, *parts, log, Progress(), captured)
 
@@ -197,7 +196,7 @@ def accumulate_gradients(run: Run, batch: tuple[Tensor, ...]) -> Tensor:
     micro_batches = list(zip(*(tensor.split(size) for tensor in batch), strict=True))
     total = torch.zeros((), device=run.world.device)
     for i, (tokens_BT, targets_BT) in enumerate(micro_batches):
-        parallel.sync_gradients(run.replica, enabled=i == len(micro_batches) - 1)
+        sync_gradients(run.replica, enabled=i == len(micro_batches) - 1)
         loss = run.replica(tokens_BT, targets_BT)
         loss *= len(tokens_BT) / len(batch[0])  # the last one may be smaller
         loss.backward()

@@ -182,11 +182,14 @@ def eval_batches(
     """Yield this rank's batches of a whole split: each token but the first is a target once.
 
     All batches have the same shape; where a window is shorter, the target is IGNORED. The ranks
-    take batches in turn, so some may get one more.
+    take batches in turn, and all get the same number: the last ones may have nothing but IGNORED.
     """
     bounds = cut_windows(tokens_N, windows.context_length, end_of_text)
     shape = (batch_size, windows.context_length)
-    for first in range(windows.rank * batch_size, len(bounds), windows.world_size * batch_size):
+    n_together = windows.world_size * batch_size
+    for first in range(
+        windows.rank * batch_size, n_together * math.ceil(len(bounds) / n_together), n_together
+    ):
         tokens_BT = np.zeros(shape, np.int64)
         targets_BT = np.full(shape, IGNORED)
         for b, (start, end) in enumerate(bounds[first : first + batch_size]):

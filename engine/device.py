@@ -1,6 +1,7 @@
 """The device of this process: which one, what it is good at, and how to keep it busy."""
 
 import ctypes
+import os
 import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -46,10 +47,18 @@ def choose_precision(asked: Precision, device: torch.device) -> Precision:
 
 
 def memory_bytes(device: torch.device) -> int:
-    """Return the memory of a GPU, or LITTLE_MEMORY if it does not tell."""
+    """Return the memory of a device, or LITTLE_MEMORY if it does not tell.
+
+    Of a CPU that is the share of each process on this machine.
+    """
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    return torch.mps.recommended_max_memory() if device.type == "mps" else LITTLE_MEMORY
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory()
+    if device.type == "cpu" and hasattr(os, "sysconf"):
+        n_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // n_processes
+    return LITTLE_MEMORY
 
 
 def keep_freed_memory() -> None:

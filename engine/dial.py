@@ -58,7 +58,8 @@ def keep_time(run: Any) -> Any:
     passed = run.clock.passed(run.world)
     if passed < before_fall and step < before_fall * config.max_steps:
         return config
-    config = replace(config, max_steps=max(step + 1, math.ceil(step / passed)))
+    steps = math.ceil(step / min(passed, before_fall))  # the fall begins here, or later
+    config = replace(config, max_steps=max(step + 1, steps))
     run.log.bar.total = config.max_steps
     if passed >= before_fall:
         run.clock = None

@@ -18,9 +18,9 @@ from model import GPT, CausalSelfAttention, ModelConfig, RMSNorm, Rope
 def build_model(
     config: ModelConfig, device: torch.device, dtype: torch.dtype, compiled: bool
 ) -> GPT:
-    """Return a new model on `device`, whose products are to be in `dtype`."""
+    """Return a new model, which is to compute on `device`, with products in `dtype`."""
     attend = choose_attention(device, dtype, config.context_length)
-    model = GPT(config, attend).to(device)
+    model = GPT(config, attend)
     if device.type == "cpu" and dtype == torch.float32 and not compiled:
         use_kernels(model)
     return model

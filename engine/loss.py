@@ -15,6 +15,7 @@ from model import GPT
 # they fit its caches, and on a GPU they and their gradient take up to a sixteenth of its memory
 LOGITS_ON_CPU = 2**22
 BYTES_PER_LOGIT = 8 * 16
+STOP_EVERY = 8  # batches of an evaluation, the processes ask each other whether to stop
 LEAST_ROWS = 256  # of fewer positions a product reads the head's weights too often
 
 # Rows of x, the head's weights and the rows' targets -> summed loss, and gradients of x and weights
@@ -41,7 +42,7 @@ class LossModel(nn.Module):
             return LinearCrossEntropy.apply(x_NC, head_VC, targets_N, self.of_chunk)
         return summed_loss(self.model, x_NC, targets_N) / (targets_N >= 0).sum()
 
-    def compile_parts(self) -> None:
+    def compile_parts(self, device: torch.device) -> None:
         """Compile the blocks, all of which are compiled once, and the loss, in place.
 
         The whole would take three times as long to compile, and its steps are no faster. On a CPU
@@ -49,7 +50,7 @@ class LossModel(nn.Module):
         """
         for block in self.model.blocks:
             block.compile()
-        if self.model.wte.weight.device.type != "cpu":
+        if device.type != "cpu":
             self.of_chunk = torch.compile(loss_and_gradients)
 
 
@@ -143,15 +144,16 @@ def evaluate(
     model.eval()
     losses: list[Tensor] = []
     counts: list[int] = []
-    for tokens_BT, targets_BT in batches:
-        if stop is not None and stop.signal is not None:
-            break
+    for i, (tokens_BT, targets_BT) in enumerate(batches):
+        is_asked = world.size == 1 or i % STOP_EVERY == 0
+        if stop is not None and is_asked and stop.agree(world):
+            break  # all together, as a sharded model is computed by all
         losses.append(model(tokens_BT.to(world.device), targets_BT.to(world.device)))
         counts.append(int((targets_BT >= 0).sum()))
     model.train(was_training)
     # On the host, as Apple's GPUs have no float64, and at the end, so that other GPUs need not wait
     means = torch.stack(losses).tolist() if losses else []
-    total = sum(mean * count for mean, count in zip(means, counts, strict=True))
+    total = sum(mean * count for mean, count in zip(means, counts, strict=True) if count)
     sums = torch.tensor((total, sum(counts)), dtype=torch.float64)
     total, count = world.sum(sums).tolist()
     return None if stop is not None and stop.agree(world) else total / count

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from engine.shard import Owners, local
+
 # Coefficients of the first iterations that bring singular values between 0 and 1 nearest to 1
 # (Amsel et al., 2025, arXiv 2505.16932, sec. 3.3, with their safety factor of 1.01)
 POLAR_EXPRESS = (
@@ -40,8 +42,9 @@ class Muon:
     (kellerjordan.github.io/posts/muon). The three matrices in c_attn are updated separately.
     """
 
-    def __init__(self, group: Group, momentum: float, dtype: torch.dtype) -> None:
-        self.group, self.momentum, self.dtype = group, momentum, dtype
+    def __init__(self, group: Group, momentum: float, dtype: torch.dtype, owners: Owners) -> None:
+        self.group, self.momentum = group, momentum
+        self.dtype, self.owners = dtype, owners
         self.state = {name: (torch.zeros_like(p),) for name, p in group.parameters.items()}
 
     @torch.no_grad()
@@ -49,22 +52,37 @@ class Muon:
         """Update the parameters at this fraction of their peak rate; none if not `is_finite`."""
         rate = self.group.learning_rate * fraction
         decay = torch.where(is_finite, 1 - rate * self.group.weight_decay, 1.0)
-        by_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        alike: dict[tuple[int, ...], dict[str, Tensor]] = defaultdict(dict)
         for name, p, found in self.group.with_gradients():
-            mean = self.state[name][0]
-            gradient = torch.where(is_finite, found, mean)
+            mean = local(self.state[name][0])
+            gradient = torch.where(is_finite, local(found), mean)
             mean.lerp_(gradient, 1 - self.momentum)
             ahead = gradient.lerp(mean, self.momentum)  # where the mean is heading (Nesterov)
-            p.mul_(decay)
-            rows = self._rows(name)
-            for pair in zip(p.split(rows), ahead.split(rows), strict=True):
-                by_shape[pair[0].shape].append(pair)
-        for shape, pairs in by_shape.items():
-            updates_KMN = orthogonalize(torch.stack([ahead for _, ahead in pairs]), self.dtype)
+            local(p).mul_(decay)
+            alike[(*self._rows(name), p.shape[1])][name] = ahead
+        # Of each kind some matrices, whole: in one process all of them
+        mine = {
+            (*rows, N): self.owners.gather(torch.stack([*ahead.values()]), len(ahead), sum(rows))
+            for (*rows, N), ahead in alike.items()
+        }
+        self._make_orthogonal(mine, is_finite * -rate)
+        for (*rows, N), ahead in alike.items():
+            updates = self.owners.give_back(mine[*rows, N], len(ahead), sum(rows))
+            for name, update in zip(ahead, updates, strict=True):
+                local(self.group.parameters[name]).add_(update)
+
+    def _make_orthogonal(self, mine: dict[tuple[int, ...], Tensor], rate: Tensor) -> None:
+        """Replace matrices (k, M, N) of each kind by the updates that their parts need."""
+        by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
+        for (*rows, _), matrices_kMN in mine.items():
+            for part_kmN in matrices_kMN.split(rows, dim=1):
+                by_shape[part_kmN.shape[1:]].append(part_kmN)
+        for shape, parts in by_shape.items():
+            updates = orthogonalize(torch.cat(parts), self.dtype)
             scale = max(1, shape[0] / shape[1]) ** 0.5  # so that outputs change by about the rate
-            updates_KMN *= is_finite * -rate * scale
-            for (matrix, _), update in zip(pairs, updates_KMN, strict=True):
-                matrix.add_(update)
+            updates *= rate * scale
+            for part, update in zip(parts, updates.split([*map(len, parts)]), strict=True):
+                part.copy_(update)
 
     def _rows(self, name: str) -> list[int]:
         """Return how many rows of a parameter belong to each of the matrices that it holds."""

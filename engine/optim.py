@@ -14,6 +14,7 @@ from torch.optim.adamw import adamw
 
 from engine.cli import at_least
 from engine.muon import Group, Muon
+from engine.shard import Owners, local, whole
 from model import require
 
 # The best of the runs in docs/recipe.md, for the batch size that engine/recipe.py plans
@@ -91,10 +92,10 @@ class AdamW:
             rate = group.learning_rate * fraction
             state = [self.state[name] for name, _, _ in found]
             adamw(
-                [parameter for _, parameter, _ in found],
-                [gradient for _, _, gradient in found],
-                [mean for mean, _, _ in state],
-                [square for _, square, _ in state],
+                [local(parameter) for _, parameter, _ in found],
+                [local(gradient) for _, _, gradient in found],
+                [local(mean) for mean, _, _ in state],
+                [local(square) for _, square, _ in state],
                 max_exp_avg_sqs=[],
                 state_steps=[count for _, _, count in state],
                 fused=is_fused,
@@ -113,12 +114,15 @@ Optimizer = AdamW | Muon
 
 
 def build_optimizers(
-    model: nn.Module, config: OptimConfig, dtype: torch.dtype = torch.float32
+    model: nn.Module,
+    config: OptimConfig,
+    dtype: torch.dtype = torch.float32,
+    owners: Owners | None = None,
 ) -> list[Optimizer]:
     """Return AdamW for all parameters, or Muon for the block matrices and AdamW for the rest.
 
     Embeddings and head stay with AdamW, as Jordan et al. advise: each of their rows belongs to one
-    token. `dtype` is that of Muon's matrix products.
+    token. `dtype` is that of Muon's matrix products, and `owners` share them among processes.
     """
     named: dict[str, Tensor] = dict(model.named_parameters())
     vectors = {name: p for name, p in named.items() if p.ndim < 2}
@@ -138,7 +142,10 @@ def build_optimizers(
         Group(vectors, config.embedding_learning_rate, 0.0),
     ]
     muon = Group(blocks, config.muon_learning_rate, config.muon_weight_decay)
-    return [AdamW(groups, config.betas), Muon(muon, config.muon_momentum, dtype)]
+    return [
+        AdamW(groups, config.betas),
+        Muon(muon, config.muon_momentum, dtype, owners or Owners()),
+    ]
 
 
 def clip_gradients(model: nn.Module, most: float) -> Tensor:
@@ -147,7 +154,7 @@ def clip_gradients(model: nn.Module, most: float) -> Tensor:
     norm = nn.utils.get_total_norm(gradients)
     if most < math.inf:
         nn.utils.clip_grads_with_norm_(model.parameters(), most, norm)
-    return norm
+    return whole(norm)
 
 
 def schedule(step: int, max_steps: int, config: OptimConfig) -> float:

@@ -12,7 +12,7 @@ from types import FrameType
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from engine.device import DeviceName, find_device, keep_freed_memory
 
@@ -71,19 +71,6 @@ def world(device: DeviceName) -> Iterator[World]:
     finally:
         gc.collect()  # a replica that outlives its process group aborts at exit, or waits for ever
         dist.destroy_process_group()
-
-
-def replicate(model: nn.Module, world: World) -> nn.Module:
-    """Let processes average the gradients of `model` (Li et al., 2020)."""
-    if world.size == 1:
-        return model
-    return nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
-
-
-def sync_gradients(model: nn.Module, enabled: bool) -> None:
-    """Set whether the next forward and backward pass averages gradients over the processes."""
-    if isinstance(model, nn.parallel.DistributedDataParallel):
-        model.require_backward_grad_sync = enabled
 
 
 def mix_seed(*numbers: int) -> int:

@@ -95,7 +95,10 @@ def announce(
     parts = count_parameters(model)
     print("parameters:", ", ".join(f"{number:,} {part}" for part, number in parts.items()))
     print(f"run: {steps:,} steps of {per_step:,} tokens, {steps * per_step / n_tokens:.2f} epochs")
-    print(f"device: {world.size} x {world.device_name}, {config['precision']}", flush=True)
+    together = f", {config['parallel']}" if world.size > 1 else ""
+    print(
+        f"device: {world.size} x {world.device_name}, {config['precision']}{together}", flush=True
+    )
     if config["resume"] and first_step == 0:
         print(f"{config['out_dir']} has no checkpoint to resume: the run starts at step 0")
 

@@ -8,6 +8,8 @@ from torch import nn
 
 from engine import checkpoint, cli
 from engine.optim import Optimizer
+from engine.parallel import World
+from engine.shard import assign, collected
 from model import GPT, ModelConfig, require
 
 # What a checkpoint must share with the run that goes on from it, and what messages call it
@@ -59,7 +61,7 @@ def restore(
             require(
                 is_same, f"the dataset has another tokenizer than {config.init_from}: {way_out}"
             )
-            model.load_state_dict(origin["model"])
+            load_weights(model, origin["model"])
         return Progress()
     state = checkpoint.load(config.out_dir, "last")
     for what, asked in dataset.items():
@@ -82,12 +84,17 @@ def check_same(what: str, asked: dict[str, Any], saved: dict[str, Any]) -> None:
             )
 
 
-def pack(model: nn.Module, optimizers: list[Optimizer]) -> dict[str, Any]:
-    """Return the weights and the state of the optimizers, for a checkpoint."""
-    return {
-        "model": model.state_dict(),
-        "optimizers": [optimizer.state for optimizer in optimizers],
-    }
+def pack(model: nn.Module, optimizers: list[Optimizer], world: World) -> dict[str, Any]:
+    """Return the weights and the state of the optimizers, whole, for a checkpoint.
+
+    Every process must call this, and the main one gets what they share.
+    """
+    states = [
+        {name: tuple(collected(t, world) for t in tensors) for name, tensors in one.state.items()}
+        for one in optimizers
+    ]
+    weights = {name: collected(tensor, world) for name, tensor in model.state_dict().items()}
+    return {"model": weights, "optimizers": states}
 
 
 def unpack(state: dict[str, Any], model: nn.Module, optimizers: list[Optimizer]) -> None:
@@ -98,11 +105,16 @@ def unpack(state: dict[str, Any], model: nn.Module, optimizers: list[Optimizer])
     names = [optimizer.state.keys() for optimizer in optimizers]
     is_same = names == [saved.keys() for saved in state["optimizers"]]
     require(is_same, "a run goes on with its own optimizer: optim.name has changed")
-    model.load_state_dict(state["model"])
+    load_weights(model, state["model"])
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
         for name, tensors in optimizer.state.items():
             for tensor, saved_tensor in zip(tensors, saved[name], strict=True):
-                tensor.copy_(saved_tensor)
+                assign(tensor, saved_tensor)
+
+
+def load_weights(model: nn.Module, weights: dict[str, Any]) -> None:
+    for name, tensor in model.state_dict().items():
+        assign(tensor, weights[name])
 
 
 def save(run: Any, names: list[str]) -> None:
@@ -115,7 +127,7 @@ def save(run: Any, names: list[str]) -> None:
         "config": cli.dump_config(replace(run.config, resume=False)),
         "model_config": asdict(run.config.model),
         **run.dataset.identity(),
-        **pack(run.model, run.optimizers),
+        **pack(run.model, run.optimizers, run.world),
     }
     if run.world.is_main:
         checkpoint.save(run.config.out_dir, state, names)

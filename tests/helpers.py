@@ -137,12 +137,20 @@ def start(script: str, *arguments: object, output: Path, **environment: str) -> 
 
 
 def start_two(script: str, *arguments: object, output: Path) -> list[BaseProcess]:
-    """Run a script in two processes that work together, as torchrun would start them."""
+    """Run a script in two processes that work together."""
+    return start_many(2, script, *arguments, output=output)
+
+
+def start_many(
+    n: int, script: str, *arguments: object, output: Path, per_machine: int = 0
+) -> list[BaseProcess]:
+    """Run a script in `n` processes that work together, as torchrun would start them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    where = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    ranks = ({"RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1"))
+    where = {"WORLD_SIZE": str(n), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    where["LOCAL_WORLD_SIZE"] = str(per_machine or n)
+    ranks = ({"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(n))
     return [start(script, *arguments, output=output, **where, **rank) for rank in ranks]
 
 

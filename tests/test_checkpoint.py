@@ -19,8 +19,10 @@ import torch
 from engine import checkpoint, resume
 from engine.loss import LossModel
 from engine.optim import OptimConfig, Optimizer, build_optimizers
+from engine.parallel import World
 from model import GPT, ModelConfig
 
+ALONE = World(torch.device("cpu"))
 OPERATIONS = [(torch, "save"), (os, "fsync"), (Path, "replace"), (Path, "unlink")]
 
 
@@ -438,7 +440,7 @@ def updated(model: GPT, optimizers: list[Optimizer], n: int) -> dict[str, Any]:
 def test_updates_go_on_after_a_restore_as_if_nothing_had_happened(tmp_path: Path, name: Any):
     model, optimizers = parts(name)
     updated(model, optimizers, 3)
-    checkpoint.save(tmp_path, {"step": 3, **resume.pack(model, optimizers)}, ["last"])
+    checkpoint.save(tmp_path, {"step": 3, **resume.pack(model, optimizers, ALONE)}, ["last"])
     expected = updated(model, optimizers, 4)
     model, optimizers = parts(name)
     resume.unpack(checkpoint.load(tmp_path, "last"), model, optimizers)
@@ -447,7 +449,7 @@ def test_updates_go_on_after_a_restore_as_if_nothing_had_happened(tmp_path: Path
 
 
 def test_a_checkpoint_holds_no_settings_of_the_optimizers_so_that_a_run_may_change_them():
-    state = resume.pack(*parts())
+    state = resume.pack(*parts(), ALONE)
     for names in state["optimizers"]:
         assert all(isinstance(tensor, torch.Tensor) for ts in names.values() for tensor in ts)
 
@@ -455,7 +457,7 @@ def test_a_checkpoint_holds_no_settings_of_the_optimizers_so_that_a_run_may_chan
 def test_another_optimizer_is_refused():
     model, optimizers = parts("adamw")
     with pytest.raises(ValueError, match=r"its own optimizer: optim\.name has changed"):
-        resume.unpack(resume.pack(*parts("muon")), model, optimizers)
+        resume.unpack(resume.pack(*parts("muon"), ALONE), model, optimizers)
 
 
 @pytest.mark.parametrize(

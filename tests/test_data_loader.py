@@ -111,15 +111,19 @@ def test_a_token_outside_the_vocabulary_is_refused_in_the_batch_that_has_it():
 @pytest.mark.parametrize("world_size", [1, 3])
 def test_evaluation_makes_every_token_but_the_first_a_target_once(n: int, world_size: int):
     seen: Counter[int] = Counter()
+    numbers: set[int] = set()
     for rank in range(world_size):
         windows = replace(WINDOWS, rank=rank, world_size=world_size)
-        for tokens_BT, targets_BT in eval_batches(TOKENS_N[:n], windows, batch_size=4):
+        batches = list(eval_batches(TOKENS_N[:n], windows, batch_size=4))
+        numbers.add(len(batches))
+        for tokens_BT, targets_BT in batches:
             assert tokens_BT.shape == targets_BT.shape == (4, T)
             counted = targets_BT != IGNORED
-            assert counted.any()
+            assert counted.any() or rank > 0
             assert torch.equal(targets_BT[counted], tokens_BT[counted] + 1)
             seen.update(targets_BT[counted].tolist())
     assert seen == Counter(range(1, n))
+    assert len(numbers) == 1  # of batches, as to compute a sharded model is the work of all
 
 
 E = 999  # stands for end-of-text

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import train
-from engine import checkpoint, device, kernels, metrics, parallel
+from engine import checkpoint, device, kernels, metrics
 from engine.cli import parse_config
 from engine.device import (
     HostCopy,
@@ -306,7 +306,6 @@ def test_processes_whose_numbers_come_late_agree_to_stop_after_the_same_step(
 ):
     monkeypatch.setattr(Pair, "meeting", threading.Barrier(2), raising=False)
     monkeypatch.setattr(Pair, "brought", [torch.empty(0)] * 2, raising=False)
-    monkeypatch.setattr(parallel, "replicate", lambda model, world: model)
     stops = [StopRequest(), StopRequest()]
     steps: dict[int, int] = {}
     leave, update = train.leave, train.update

@@ -105,8 +105,8 @@ def test_a_larger_size_always_counts_as_slower_and_no_size_takes_less_than_nothi
     [
         (39, 39.0, 100, True),
         (0, 41.0, 100, True),  # nothing is known of its speed
-        (40, 50.0, 80, False),  # as slow as this it would take 125 seconds
-        (30, 40.5, 75, False),
+        (40, 50.0, 100, False),
+        (30, 40.5, 75, False),  # slower than planned
         (40, 10.0, 400, True),  # faster than planned: the fall begins later
     ],
 )

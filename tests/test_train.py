@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ import sample
 import train
 from data.loader import Dataset, Windows
 from engine import checkpoint, cli, metrics
+from engine.replica import draw_weights
 from helpers import (
     PLAIN,
     REPOSITORY,
@@ -217,8 +219,8 @@ def test_the_first_updates_are_those_of_a_loop_in_plain_torch(tiny: Path, plain:
     dataset = Dataset.open(tiny.parent / "char")
     windows = Windows(vocab_size=15, context_length=16)
     batches = train.Batches(dataset.tokens("train"), windows, batch_size=4, seed=config.seed)
-    torch.manual_seed(config.seed)
-    model = train.GPT(train.replace(config.model, vocab_size=15))
+    model = train.GPT(replace(config.model, vocab_size=15))
+    draw_weights(model, config.seed)
     matrices = [parameter for parameter in model.parameters() if parameter.ndim == 2]
     vectors = [parameter for parameter in model.parameters() if parameter.ndim == 1]
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
