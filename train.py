@@ -132,7 +132,7 @@ def build(asked: TrainConfig, world: World, stop: StopRequest) -> Run:
     asked, clock = dial.choose(asked, trial)
     run = assemble(asked, dataset, world, stop)
     run.log.close()
-    parts = (dataset.identity(), run.model, run.optimizers)
+    parts = (dataset.identity(), run.batches.order.kind, run.model, run.optimizers)
     run.progress, run.clock = resume.restore(run.config, origin, *parts), clock
     run.log = report.open_log(run)
     return run

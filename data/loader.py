@@ -27,6 +27,7 @@ from data.format import (
     token_dtype,
     token_file,
 )
+from data.order import Order
 from data.tokenizer import Tokenizer
 from data.windows import cut_windows
 
@@ -147,33 +148,24 @@ class Batches:
         self.tokens_N = tokens_N
         self.windows = windows
         self.batch_size = batch_size
-        self.seed = seed
         self.rows = batch_size // processes
         # One window fewer than could fit leaves room to shift the grid by up to a context
         self.n_windows = max(1, len(tokens_N) // T - 1)
         self.n_offsets = min(T, len(tokens_N) - self.n_windows * T)
-        self._epoch = -1
-        self._starts = np.empty(0, np.int64)
+        self.order = Order(self.n_windows, self.n_offsets, seed)
 
     def batch(self, step: int) -> Batch:
         """Return this rank's inputs and targets of a step; targets are one token later."""
         first = step * self.batch_size + self.windows.rank * self.rows
-        starts = map(self._start, range(first, first + self.rows))
+        windows_B, offsets_B = self.order.windows(np.arange(first, first + self.rows))
+        starts_B = windows_B * self.windows.context_length + offsets_B
         length = self.windows.context_length + 1
-        windows_BS = np.stack([self.tokens_N[start : start + length] for start in starts])
+        windows_BS = np.stack(
+            [self.tokens_N[start : start + length] for start in starts_B.tolist()]
+        )
         check_ids(windows_BS, self.windows.vocab_size)
         tokens_BS = torch.from_numpy(windows_BS.astype(np.int64))  # S = T + 1
         return tokens_BS[:, :-1].contiguous(), tokens_BS[:, 1:].contiguous()
-
-    def _start(self, sample: int) -> int:
-        """Return the first token of window number `sample`, counted over the whole run."""
-        epoch, i = divmod(sample, self.n_windows)
-        if epoch != self._epoch:  # most windows share the epoch of the one before
-            rng = np.random.default_rng([self.seed, epoch])
-            offset = rng.integers(self.n_offsets)  # windows start elsewhere in each epoch
-            self._epoch = epoch
-            self._starts = offset + self.windows.context_length * rng.permutation(self.n_windows)
-        return int(self._starts[i])
 
 
 def eval_batches(

@@ -45,13 +45,14 @@ def restore(
     config: Any,
     origin: Origin,
     dataset: dict[str, Any],
+    order: str,
     model: GPT,
     optimizers: list[Optimizer],
 ) -> Progress:
     """Load the last checkpoint if config.resume, unless the run was killed before its first.
 
     A run that begins may take the weights of another. Raises ValueError if a checkpoint is of
-    another model, tokenizer or dataset, or of a later step.
+    another model, tokenizer, dataset or order of windows, or of a later step.
     """
     has_begun = (config.out_dir / "config.toml").exists()
     if not config.resume or (has_begun and not checkpoint.has_last(config.out_dir)):
@@ -68,6 +69,8 @@ def restore(
         check_same(WORDS[what], asked, state[what])
     saved_config = ModelConfig(**state["model_config"]).sized()  # an older one has fewer fields
     check_same("model", asdict(model.config), asdict(saved_config))
+    is_same = order == state.get("order", "held")  # the only one that older runs had
+    require(is_same, "the checkpoint is of an older run, whose windows came in another order")
     done, most = state["step"], config.max_steps
     require(done <= most, f"max_steps must be at least the {done} steps done: got {most}")
     unpack(state, model, optimizers)
@@ -127,6 +130,7 @@ def save(run: Any, names: list[str]) -> None:
         "config": cli.dump_config(replace(run.config, resume=False)),
         "model_config": asdict(run.config.model),
         **run.dataset.identity(),
+        "order": run.batches.order.kind,
         **pack(run.model, run.optimizers, run.world),
     }
     if run.world.is_main:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import tracemalloc
 from collections import Counter
 from dataclasses import replace
 from itertools import chain
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from data.loader import IGNORED, Batches, Dataset, Windows, eval_batches
+from data.order import Order, shuffled
 from data.prepare import PrepareConfig, prepare
 from data.tokenizer import load_tokenizer
 from data.windows import cut_windows
@@ -70,6 +72,49 @@ def test_an_epoch_visits_every_window_once_in_an_order_of_its_own():
         assert starts != sorted(starts)
     ranks = [np.argsort(starts).tolist() for starts in epochs]
     assert len({tuple(order) for order in ranks}) == 5
+
+
+@pytest.mark.parametrize("n", [*range(1, 40), 255, 256, 257, 1000, 4097, 100_000])
+def test_a_computed_shuffle_puts_every_window_at_one_place(n: int):
+    keys = np.random.default_rng(n).integers(2**64, size=4, dtype=np.uint64)
+    found = shuffled(np.arange(n), n, keys)
+    assert sorted(found.tolist()) == list(range(n))
+    if n >= 1000:  # as random as a permutation: its neighbours are a third of n apart, uncorrelated
+        assert np.abs(np.diff(found)).mean() == pytest.approx(n / 3, rel=0.1)
+        assert abs(np.corrcoef(found[:-1], found[1:])[0, 1]) < 0.05
+        others = shuffled(np.arange(n), n, keys + np.uint64(1))
+        assert (found == others).mean() < 0.01
+
+
+def test_the_order_of_a_hundred_billion_tokens_takes_no_memory():
+    n = 100_000_000
+    order = Order(n, n_offsets=1024, seed=1)
+    tracemalloc.start()
+    windows_B, offsets_B = order.windows(np.arange(n - 256, n + 256))  # of two epochs
+    assert tracemalloc.get_traced_memory()[1] < 10**6
+    tracemalloc.stop()
+    assert len(set(windows_B[:256].tolist())) == len(set(windows_B[256:].tolist())) == 256
+    assert windows_B.max() < n
+    assert len(set(offsets_B.tolist())) == 2
+    again, _ = Order(n, n_offsets=1024, seed=1).windows(np.arange(n, n + 256))
+    assert again.tolist() == windows_B[256:].tolist()
+
+
+def test_a_long_epoch_visits_every_window_once_too(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("data.order.MOST_HELD", 10)
+    loader = batches()
+    assert loader.order.kind == "computed"
+    starts = epoch_of_starts(loader, 3)
+    assert sorted(starts) == list(range(min(starts), min(starts) + T * loader.n_windows, T))
+    assert starts != sorted(starts)
+
+
+def test_a_short_epoch_keeps_the_order_that_it_always_had():
+    windows_B, offsets_B = Order(5, n_offsets=3, seed=7).windows(np.arange(5, 10))
+    rng = np.random.default_rng([7, 1])
+    offset = rng.integers(3)
+    assert windows_B.tolist() == rng.permutation(5).tolist()
+    assert set(offsets_B.tolist()) == {offset}
 
 
 def test_windows_begin_elsewhere_in_other_epochs_and_reach_the_whole_text():

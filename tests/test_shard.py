@@ -40,13 +40,20 @@ def run(n: int, way: str, tiny: Path, out_dir: Path, *flags: str, script: str = 
     return said
 
 
-@pytest.mark.parametrize("flags", [UNEVEN, TIED, GPT2], ids=["modern", "tied", "gpt2"])
-@pytest.mark.parametrize(("n", "way"), [(2, "ddp"), (2, "fsdp"), (4, "hsdp")])
+KINDS = {"uneven": UNEVEN, "tied": TIED, "gpt2": GPT2}
+MEETINGS = [(n, way, kind) for n, way in ((2, "ddp"), (2, "fsdp"), (4, "hsdp")) for kind in KINDS]
+QUICK = [(2, "ddp", "uneven"), (2, "fsdp", "gpt2"), (4, "hsdp", "tied")]
+
+
+@pytest.mark.parametrize(
+    ("n", "way", "kind"),
+    [pytest.param(*m, marks=[] if m in QUICK else [pytest.mark.slow]) for m in MEETINGS],
+)
 def test_processes_that_share_a_model_give_the_losses_of_one(
-    tiny: Path, tmp_path: Path, n: int, way: str, flags: tuple[str, ...]
+    tiny: Path, tmp_path: Path, n: int, way: str, kind: str
 ):
-    run(n, way, tiny, tmp_path / "shared", *flags)
-    train_here(tiny, tmp_path / "alone", *EXACT, *flags)
+    run(n, way, tiny, tmp_path / "shared", *KINDS[kind])
+    train_here(tiny, tmp_path / "alone", *EXACT, *KINDS[kind])
     assert losses(tmp_path / "shared") == pytest.approx(losses(tmp_path / "alone"), abs=1e-5)
 
 
@@ -93,7 +100,7 @@ def test_the_test_before_notices_a_broken_restore(
         elif broken == "swapped":  # the shares of two processes
             means[0].copy_(means[0].roll(len(means[0]) // 2, 0))
     checkpoint.save(tmp_path / "run", state, ["last"])
-    run(2, "fsdp", tiny, tmp_path / "run", *CONSTANT, "--resume")
+    train_here(tiny, tmp_path / "run", *EXACT, *CONSTANT, "--resume")
     difference = abs(losses(tmp_path / "run")[-1] - losses(alone)[-1])
     assert (difference > 1e-4) == (broken != "")
 
@@ -111,7 +118,7 @@ def train_and_count_matrices() -> None:
         train.main()
 
 
-@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+@pytest.mark.parametrize("way", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp"])
 def test_each_process_makes_its_share_of_the_matrices_orthogonal(
     tiny: Path, tmp_path: Path, way: str
 ):

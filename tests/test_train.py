@@ -423,6 +423,14 @@ def test_a_finished_run_can_be_resumed_without_harm(tiny: Path, undisturbed: Pat
     assert outcome(tmp_path / "run") == outcome(undisturbed)
 
 
+def test_an_older_run_does_not_go_on_with_windows_in_another_order(
+    refusal: Callable[..., str], undisturbed: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("data.order.MOST_HELD", 2)
+    error = refusal(f"--out_dir={undisturbed}", "--resume")
+    assert "an older run, whose windows came in another order" in error
+
+
 def test_a_run_does_not_end_before_the_step_that_it_has_reached(
     refusal: Callable[..., str], undisturbed: Path
 ):
