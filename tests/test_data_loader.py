@@ -91,7 +91,7 @@ def test_the_order_of_a_hundred_billion_tokens_takes_no_memory():
     order = Order(n, n_offsets=1024, seed=1)
     tracemalloc.start()
     windows_B, offsets_B = order.windows(np.arange(n - 256, n + 256))  # of two epochs
-    assert tracemalloc.get_traced_memory()[1] < 10**6
+    assert tracemalloc.get_traced_memory()[1] < 10**7  # an array would be 800 MB
     tracemalloc.stop()
     assert len(set(windows_B[:256].tolist())) == len(set(windows_B[256:].tolist())) == 256
     assert windows_B.max() < n
