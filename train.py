@@ -40,6 +40,8 @@ class TrainConfig:
     """Folder for config.toml, metrics.jsonl, loss.png and the checkpoints."""
     resume: bool = False
     """Go on from the last checkpoint in out_dir."""
+    auto_resume: bool = False
+    """Resume if out_dir has a run, else begin one: for jobs that are started again by a machine."""
     init_from: Path | None = None
     """Folder of a run to start from: its architecture, its best weights, its tokenizer."""
     minutes: float = 0.0
@@ -144,11 +146,10 @@ def assemble(asked: TrainConfig, dataset: Dataset, world: World, stop: StopReque
     vocab_size = dataset.fitting_vocab_size(asked.model.vocab_size)
     built = build_replica(asked, vocab_size, len(train_T), world)
     config, loss_model, replica, owners = built
-    model = loss_model.model
-    optimizers = build_optimizers(model, config.optim, loss_model.dtype, owners)
+    optimizers = build_optimizers(loss_model.model, config.optim, loss_model.dtype, owners)
     windows = Windows(dataset.vocab_size, config.model.context_length, world.rank, world.size)
     batches = Batches(train_T, windows, config.batch_size, config.seed)
-    parts = (dataset, batches, model, loss_model, replica, optimizers)
+    parts = (dataset, batches, loss_model.model, loss_model, replica, optimizers)
     is_alone = world.size == 1 and owners.mesh is None
     captured = Captured(compute_update, world.device.type == "cuda" and is_alone)
     log = Metrics(None, 0, config.max_steps)

@@ -2,16 +2,19 @@
 
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.run import get_args_parser
 
 import train
 from engine import checkpoint, muon
 from engine.parallel import World
 from engine.shard import Owners, choose_parallel
-from helpers import finish, losses, start_many, train_here, write_tiny
+from helpers import REPOSITORY, finish, losses, start_many, train_here, write_tiny
 from model import ModelConfig
 
 CPU = torch.device("cpu")
@@ -40,6 +43,9 @@ def run(n: int, way: str, tiny: Path, out_dir: Path, *flags: str, script: str = 
     return said
 
 
+SBATCH = {
+    *("job-name", "nodes", "ntasks-per-node", "gpus-per-node", "requeue", "open-mode", "signal"),
+}
 KINDS = {"uneven": UNEVEN, "tied": TIED, "gpt2": GPT2}
 MEETINGS = [(n, way, kind) for n, way in ((2, "ddp"), (2, "fsdp"), (4, "hsdp")) for kind in KINDS]
 QUICK = [(2, "ddp", "uneven"), (2, "fsdp", "gpt2"), (4, "hsdp", "tied")]
@@ -156,3 +162,87 @@ def test_a_recomputed_run_has_the_same_losses(tiny: Path, tmp_path: Path):
     for name, flags in (("kept", ()), ("again", ("--recompute",))):
         train_here(tiny, tmp_path / name, *flags)  # with dropout, which is drawn again alike
     assert losses(tmp_path / "again") == losses(tmp_path / "kept")
+
+
+# Field names of the Kubeflow Trainer's types (v2.3) and of SkyPilot's schema
+KEYS = {
+    "trainer.kubeflow.org/v1alpha1": {
+        *("apiVersion", "kind", "metadata", "metadata.name", "spec", "spec.runtimeRef"),
+        *("spec.runtimeRef.name", "spec.trainer", "spec.trainer.image", "spec.trainer.numNodes"),
+        *("spec.trainer.env", "spec.trainer.command", "spec.trainer.resourcesPerNode"),
+        *("spec.trainer.resourcesPerNode.limits", "nvidia.com/gpu"),
+    },
+    "sky": {
+        *("num_nodes", "resources", "resources.accelerators", "resources.use_spot", "run"),
+        *("resources.job_recovery", "resources.job_recovery.strategy", "file_mounts"),
+        *("resources.job_recovery.max_restarts_on_errors", "/out", "/out.name", "/out.mode"),
+        *("envs", "envs.TORCH_DISABLE_SHARE_RDZV_TCP_STORE"),
+    },
+}
+
+
+def keys_of(text: str) -> set[str]:
+    """The dotted keys of simple YAML, from the last one that has a slash."""
+    found: set[str] = set()
+    above: list[tuple[int, str]] = []
+    for line in text.split("run: |")[0].splitlines():
+        key = re.match(r"( *)([\w./]+):", line)
+        if key:
+            depth = len(key[1])
+            above = [*(pair for pair in above if pair[0] < depth), (depth, key[2])]
+            path = [name for _, name in above]
+            first = max((i for i, name in enumerate(path) if "/" in name), default=0)
+            found.add(".".join(path[first:]))
+    return found | ({"run"} if "run: |" in text else set())
+
+
+def test_the_job_files_have_keys_that_exist_and_flags_that_train_has():
+    text = (REPOSITORY / "docs/clusters.md").read_text(encoding="utf-8")
+    kubernetes, sky = re.findall(r"```yaml\n(.*?)```", text, re.S)
+    assert keys_of(kubernetes) == KEYS["trainer.kubeflow.org/v1alpha1"]
+    assert keys_of(sky) == KEYS["sky"]
+    (slurm,) = re.findall(r"```sh\n(.*?)```", text, re.S)
+    assert set(re.findall(r"#SBATCH --([\w-]+)", slurm)) <= SBATCH
+    for flag in set(re.findall(r"--(auto_resume|parallel|recompute|out_dir)\b", text)):
+        assert flag in train.TrainConfig.__dataclass_fields__
+    torchrun = set(re.findall(r"--((?:rdzv|max|nproc|nnodes)[\w-]*)", text))
+    assert torchrun <= {action.dest.replace("_", "-") for action in get_args_parser()._actions}
+
+
+DYING = """
+import os, signal, sys
+sys.path.insert(0, {repository!r})
+import train
+from engine import cli
+
+real = train.update
+
+def update(run, batch):
+    if run.world.rank == 1 and run.progress.step == {step} and not restarts:
+        os.kill(os.getpid(), signal.SIGKILL)
+    real(run, batch)
+
+restarts = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+train.update = update
+cli.run(train.main)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("way", "step"), [("ddp", 1), ("fsdp", 7)])
+def test_a_job_whose_worker_is_killed_ends_with_the_losses_of_an_undisturbed_one(
+    tiny: Path, tmp_path: Path, way: str, step: int
+):
+    script = tmp_path / "dying.py"
+    script.write_text(DYING.format(repository=str(REPOSITORY), step=step))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+    command += ["--standalone", "--max-restarts=1", str(script), str(tiny), "--auto_resume"]
+    command += [f"--out_dir={tmp_path / 'run'}", *EXACT, f"--parallel={way}"]
+    environment = os.environ | {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}  # docs/clusters.md
+    done = subprocess.run(
+        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    assert "SIGKILL" in done.stderr or "-9" in done.stderr
+    train_here(tiny, tmp_path / "alone", *EXACT)
+    assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "alone"), abs=1e-5)
