@@ -71,11 +71,14 @@ def keep_freed_memory() -> None:
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
+def pinned(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return the tensor in memory that is never paged out, which a GPU copies without waiting."""
+    return tensor.pin_memory() if device.type == "cuda" else tensor
+
+
 def sent(tensor: Tensor, device: torch.device) -> Tensor:
     """Return a copy on the device, for which nobody waits, or the tensor itself."""
-    # Only memory that cannot be paged out is copied without waiting
-    tensor = tensor.pin_memory() if device.type == "cuda" else tensor
-    return tensor.to(device, non_blocking=True)
+    return pinned(tensor, device).to(device, non_blocking=True)
 
 
 class HostCopy:
@@ -110,6 +113,4 @@ class Prefetch:
         return tuple(t.to(self.device, non_blocking=True) for t in self.ready[step].result())
 
     def _make(self, step: int) -> tuple[Tensor, ...]:
-        tensors = self.make(step)
-        # only memory that cannot be paged out is copied without waiting
-        return tuple(t.pin_memory() for t in tensors) if self.device.type == "cuda" else tensors
+        return tuple(pinned(tensor, self.device) for tensor in self.make(step))
