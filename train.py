@@ -5,7 +5,6 @@ torchrun --nproc-per-node=8 train.py config/gpt2_124m.toml    # eight GPUs
 
 import contextlib
 import itertools
-import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +24,7 @@ from engine.optim import OptimConfig, Optimizer, build_optimizers, clip_gradient
 from engine.parallel import StopRequest, World
 from engine.replica import build_replica, sync_gradients
 from engine.resume import Progress
+from engine.saver import Saver
 from engine.shard import Parallel
 from engine.trial import Trial
 from engine.wandb_run import WandbMode
@@ -101,6 +101,7 @@ class Run:
     progress: Progress
     compute_update: Captured
     clock: dial.Clock | None = None  # of a run that was given minutes
+    saver: Saver = field(default_factory=Saver)
 
 
 def train(asked: TrainConfig, world: World, stop: StopRequest) -> None:
@@ -108,9 +109,9 @@ def train(asked: TrainConfig, world: World, stop: StopRequest) -> None:
     run = build(asked, world, stop)
     fetch = Prefetch(run.batches.batch, world.device)
     # `step` counts finished updates, so the last pass only evaluates and saves
-    with contextlib.closing(run.log):
+    with contextlib.closing(run.log), contextlib.closing(run.saver):
         for step in itertools.count(run.progress.step):
-            run.progress.step = step
+            run.progress.step = world.step = step
             config = run.config = dial.keep_time(run)
             is_last = step == config.max_steps
             if is_last or (step > 0 and step % config.eval_every == 0):
@@ -134,8 +135,7 @@ def build(asked: TrainConfig, world: World, stop: StopRequest) -> Run:
     asked, clock = dial.choose(asked, trial)
     run = assemble(asked, dataset, world, stop)
     run.log.close()
-    parts = (dataset.identity(), run.batches.order.kind, run.model, run.optimizers)
-    run.progress, run.clock = resume.restore(run.config, origin, *parts), clock
+    run.progress, run.clock = resume.restore(run, origin), clock
     run.log = report.open_log(run)
     return run
 
@@ -144,16 +144,15 @@ def assemble(asked: TrainConfig, dataset: Dataset, world: World, stop: StopReque
     """Put the parts of a run together, at step 0 and without a log."""
     train_T = dataset.tokens("train")
     vocab_size = dataset.fitting_vocab_size(asked.model.vocab_size)
-    built = build_replica(asked, vocab_size, len(train_T), world)
-    config, loss_model, replica, owners = built
+    config, loss_model, replica, owners = build_replica(asked, vocab_size, len(train_T), world)
     optimizers = build_optimizers(loss_model.model, config.optim, loss_model.dtype, owners)
     windows = Windows(dataset.vocab_size, config.model.context_length, world.rank, world.size)
     batches = Batches(train_T, windows, config.batch_size, config.seed)
     parts = (dataset, batches, loss_model.model, loss_model, replica, optimizers)
     is_alone = world.size == 1 and owners.mesh is None
     captured = Captured(compute_update, world.device.type == "cuda" and is_alone)
-    log = Metrics(None, 0, config.max_steps)
-    return Run(config, world, stop, *parts, log, Progress(), captured)
+    no_log = Metrics(None, 0, config.max_steps)
+    return Run(config, world, stop, *parts, no_log, Progress(), captured)
 
 
 def update(run: Run, batch: tuple[Tensor, ...]) -> None:
@@ -223,8 +222,7 @@ def evaluate_and_save(run: Run) -> None:
 
 def leave(run: Run) -> None:
     """Asked to stop: save, say how to go on, and exit as shells expect."""
-    resume.save(run, ["last"] if math.isfinite(run.progress.best_val_loss) else ["last", "best"])
-    run.world.wait_for_all()  # torchrun ends the others as soon as one has left
+    resume.save_and_wait(run, ["last"] if run.progress.is_evaluated else ["last", "best"])
     run.log.end(run.progress.step, f"python train.py {run.config.out_dir}/config.toml --resume")
     raise SystemExit(run.stop.exit_code)
 
@@ -234,8 +232,9 @@ def conclude(run: Run) -> None:
     config, dataset = run.config, run.dataset
     val_T = dataset.tokens("val", config.eval_tokens)
     bigram = bigram_loss(dataset.tokens("train"), val_T, dataset.vocab_size)
-    settings = sample.SampleConfig(num_samples=config.samples, seed=config.seed)
-    sample.write_samples(load_model(config.out_dir, "last", config.device), [""], settings)
+    if config.samples > 0:
+        settings = sample.SampleConfig(num_samples=config.samples, seed=config.seed)
+        sample.write_samples(load_model(config.out_dir, "last", config.device), [""], settings)
     levels = (run.progress.best_val_loss, bigram, dataset.entropy(config.eval_tokens))
     report.conclude(config.out_dir, *levels, dataset.bits_per_byte, config.samples > 0)
 

@@ -2,6 +2,7 @@
 
     out/run/checkpoints.json                      what is saved, with size and SHA-256
     out/run/step_00002000_1f3a9c04.pt             model, optimizers, step, config, tokenizer
+    out/run/step_00002000_5b7e0d12.shares         model and optimizers of a shared run (shares.py)
 
 A new file never overwrites an old one. Once it is safely on the disk, the record that names it is
 renamed into place, and then files that the record no longer names are removed. A process killed at
@@ -11,6 +12,7 @@ torch.load reads flipped bits without complaint.
 
 import itertools
 import json
+import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -19,36 +21,46 @@ from typing import Any
 import torch
 
 import files
+from engine import shares
 
 FORMAT = 2  # raised when the meaning of a field changes
 RECORD = "checkpoints.json"
-Record = dict[str, dict[str, Any]]  # name -> step, file, sha256, bytes
+PREVIOUS = "previous"  # the name of what was "last" before; to go on from if that is damaged
+Record = dict[str, dict[str, Any]]  # name -> step, file, sha256, bytes, shares or None
 
 
-def save(out_dir: Path, state: dict[str, Any], names: list[str]) -> None:
+def save(
+    out_dir: Path, state: dict[str, Any], names: list[str], its_shares: dict[str, Any] | None = None
+) -> None:
     """Write `state`, which has a step, under the names "last", "best" or "step_500".
 
-    A checkpoint that has no name any more is removed. Raises OSError if the new one cannot be
-    written; what was saved before then stays.
+    The model of a shared run is in `its_shares`, which were written before: a folder, and the
+    SHA-256 of each file in it. A checkpoint that has no name any more is removed. Raises OSError if
+    the new one cannot be written; what was saved before then stays.
     """
-    if "last" not in names:  # runs resume only from "last", so no other needs the optimizers
-        state = {key: value for key, value in state.items() if key != "optimizers"}
     out_dir.mkdir(parents=True, exist_ok=True)
     before = _read_record(out_dir)
     try:
-        entry = _write(out_dir, state)
+        entry = _write(out_dir, state) | {"shares": its_shares}
         files.sync_folder(out_dir)  # first the name of the file, then that of the record
         after = before | dict.fromkeys(names, entry)
+        if "last" in names and "last" in before and before["last"]["step"] < entry["step"]:
+            after[PREVIOUS] = before["last"]
         files.write_text(out_dir / RECORD, json.dumps(after, indent=2))
         files.sync_folder(out_dir)
     except (OSError, RuntimeError) as error:  # torch's zip writer wraps a full disk
         _sweep(out_dir, before, _read_record(out_dir))
-        raise OSError(
-            f"the checkpoint of step {state['step']} could not be written to {out_dir}, is the "
-            f"disk full? ({' '.join(str(error).split())[:120]}); what was saved before it is "
-            "untouched: make room, and go on with --resume if there is a checkpoint"
-        ) from error
+        raise OSError(not_written(state["step"], out_dir, error)) from error
     _sweep(out_dir, after)
+
+
+def not_written(step: int, out_dir: Path, error: Exception) -> str:
+    """Return the sentence about a checkpoint that could not be written."""
+    return (
+        f"the checkpoint of step {step} could not be written to {out_dir}, is the "
+        f"disk full? ({' '.join(str(error).split())[:120]}); what was saved before it is "
+        "untouched: make room, and go on with --resume if there is a checkpoint"
+    )
 
 
 def _write(out_dir: Path, state: dict[str, Any]) -> dict[str, Any]:
@@ -65,10 +77,15 @@ def _write(out_dir: Path, state: dict[str, Any]) -> dict[str, Any]:
 
 def _sweep(out_dir: Path, *records: Record) -> None:
     """Remove what no record names, and what killed processes left."""
-    kept = {entry["file"] for record in records for entry in record.values()}
-    for path in [*out_dir.glob("step_*.pt"), *out_dir.glob("*.partial")]:
+    entries = [entry for record in records for entry in record.values()]
+    kept = {entry["file"] for entry in entries}
+    kept |= {entry["shares"]["folder"] for entry in entries if entry["shares"]}
+    patterns = ("step_*.pt", "step_*.shares", "*.partial")
+    for path in itertools.chain(*map(out_dir.glob, patterns)):
         try:
-            if path.name not in kept:
+            if path.name not in kept and path.is_dir():
+                shutil.rmtree(path)
+            elif path.name not in kept:
                 path.unlink()
         except OSError as error:  # it only takes up room
             print(f"{path} could not be removed ({error.strerror})", file=sys.stderr)
@@ -89,14 +106,26 @@ def open_folder(out_dir: Path, config: str, resume: bool) -> None:
 def history(out_dir: Path) -> list[str]:
     """Return the name of a checkpoint for every saved step, in the order of the steps."""
     record = _read_record(out_dir)
-    by_step = {record[name]["step"]: name for name in record}
+    by_step = {record[name]["step"]: name for name in record if name != PREVIOUS}
     return [by_step[step] for step in sorted(by_step)]
 
 
 def load(out_dir: Path, name: str) -> dict[str, Any]:
-    """Read the checkpoint called `name` ("last", "best" or another) after comparing its hash.
+    """Read the checkpoint called `name` ("last", "best" or another) after comparing its hashes.
 
-    Raises FileNotFoundError if there is none, ValueError if it is damaged or holds code.
+    Of a checkpoint in shares it returns the weights, but no optimizers. Raises FileNotFoundError if
+    there is none, ValueError if it is damaged or holds code.
+    """
+    state = read(out_dir, name)
+    if "shares" in state:
+        state["model"] = shares.read_weights(state["shares"])
+    return state
+
+
+def read(out_dir: Path, name: str, rank: int = 0, n_ranks: int = 1) -> dict[str, Any]:
+    """Read a checkpoint as `load` does, but of one in shares return the folder alone.
+
+    Each of `n_ranks` processes compares the hashes of some of the shares.
     """
     record = _read_record(out_dir)
     if not record:
@@ -113,7 +142,15 @@ def load(out_dir: Path, name: str) -> dict[str, Any]:
         raise FileNotFoundError(f"{path}, the {name} checkpoint, is missing{way_out}")
     if files.sha256(path) != record[name]["sha256"]:
         raise ValueError(f"{path} is damaged: its SHA-256 is not the one in {RECORD}{way_out}")
-    return _unpickle(path)
+    state = _unpickle(path)
+    its_shares = record[name]["shares"]
+    if its_shares:
+        state["shares"] = out_dir / its_shares["folder"]
+        for file, sha256 in sorted(its_shares["sha256"].items())[rank::n_ranks]:
+            share = state["shares"] / file
+            if not share.exists() or files.sha256(share) != sha256:
+                raise ValueError(f"{share} is missing or damaged{way_out}")
+    return state
 
 
 def _unpickle(path: Path) -> dict[str, Any]:
@@ -132,6 +169,13 @@ def _unpickle(path: Path) -> dict[str, Any]:
     return state
 
 
+def newest_first(out_dir: Path) -> list[str]:
+    """Return the names of the checkpoints that a run can go on from."""
+    record = _read_record(out_dir)
+    names = [name for name in ("last", PREVIOUS, "best") if name in record]
+    return sorted(names, key=lambda name: -record[name]["step"])
+
+
 def has_last(out_dir: Path) -> bool:
     """Return whether there is a checkpoint to go on from."""
     return "last" in _read_record(out_dir)
@@ -144,6 +188,9 @@ def _read_record(out_dir: Path) -> Record:
     fields = ("step", "file", "sha256", "bytes")
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        return {name: {field: entry[field] for field in fields} for name, entry in record.items()}
+        return {
+            name: {field: entry[field] for field in fields} | {"shares": entry.get("shares")}
+            for name, entry in record.items()
+        }
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path} is damaged: {error!r}") from error

@@ -81,7 +81,8 @@ class Metrics:
         """Log and print a validation loss. Raises ArithmeticError if it is not finite."""
         check_finite(step, val_loss=loss)
         losses = f"{loss:.4f} nats per token, {bits:.4f} bits per byte"
-        self.bar.write(f"step {step:6d}: validation loss {losses}", file=sys.stdout)
+        if not self.bar.disable:  # else every process would say it
+            self.bar.write(f"step {step:6d}: validation loss {losses}", file=sys.stdout)
         self._write(step, {"val_loss": loss, "val_bits_per_byte": bits})
 
     def end(self, step: int, resume: str) -> None:

@@ -7,7 +7,9 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from types import FrameType
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,14 +18,18 @@ from torch import Tensor
 
 from engine.device import DeviceName, find_device, keep_freed_memory
 
+TIMEOUT = timedelta(minutes=10)  # after which a process no longer waits for another
 
-@dataclass(frozen=True)
+
+@dataclass
 class World:
     """Who this process is among the processes that torchrun started."""
 
     device: torch.device
     rank: int = 0
     size: int = 1
+    host_group: Any = None  # of the same processes, for what they say beside the training
+    step: int = 0  # finished updates, for the message about a process that does not answer
 
     @property
     def device_name(self) -> str:
@@ -59,15 +65,23 @@ def world(device: DeviceName) -> Iterator[World]:
     if local.type == "cuda":
         local = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(local)
-        dist.init_process_group("nccl", device_id=local)
+        dist.init_process_group("nccl", timeout=TIMEOUT, device_id=local)
     else:
-        dist.init_process_group("gloo")
+        dist.init_process_group("gloo", timeout=TIMEOUT)
+    group = dist.new_group(backend="gloo", timeout=TIMEOUT)
+    joined = World(local, dist.get_rank(), dist.get_world_size(), group)
     try:
-        yield World(local, dist.get_rank(), dist.get_world_size())
-        dist.barrier()  # rank 0 may still be writing a checkpoint
+        yield joined
+        dist.barrier()  # rank 0 may still be sampling
     except BaseException as error:
         traceback.clear_frames(error.__traceback__)  # they hold the replica
-        raise
+        if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            raise
+        raise OSError(
+            f"process {joined.rank}, after step {joined.step}, waits no longer for another one, "
+            f"which has ended or said nothing for {TIMEOUT.total_seconds():.0f} s: see what that "
+            "one printed, and go on with --auto_resume"
+        ) from error
     finally:
         gc.collect()  # a replica that outlives its process group aborts at exit, or waits for ever
         dist.destroy_process_group()

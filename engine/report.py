@@ -80,7 +80,8 @@ def open_log(run: Any) -> Metrics:
     if not world.is_main:
         return Metrics(None, start.step, config.max_steps)
     announce(run.model, asdict(config), len(run.batches.tokens_N), world, start.step)
-    text = cli.dump_config(replace(config, resume=False))  # running it again repeats the run
+    # Running it again repeats the run
+    text = cli.dump_config(replace(config, resume=False, auto_resume=False))
     checkpoint.open_folder(config.out_dir, text, config.resume)
     wandb = start_wandb(config.wandb, config.out_dir, asdict(config))
     return Metrics(config.out_dir, start.step, config.max_steps, start.elapsed_seconds, wandb)

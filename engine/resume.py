@@ -4,13 +4,13 @@ import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import torch
 from torch import nn
 
-from engine import checkpoint, cli
+from engine import checkpoint, cli, shares
 from engine.optim import Optimizer
-from engine.parallel import World
-from engine.shard import assign, collected
-from model import GPT, ModelConfig, require
+from engine.shard import assign
+from model import ModelConfig, require
 
 # What a checkpoint must share with the run that goes on from it, and what messages call it
 WORDS = {"tokenizer": "tokenizer", "data": "dataset"}
@@ -24,6 +24,10 @@ class Progress:
     best_val_loss: float = math.inf
     elapsed_seconds: float = 0.0
 
+    @property
+    def is_evaluated(self) -> bool:
+        return math.isfinite(self.best_val_loss)
+
 
 Origin = dict[str, Any] | None  # the checkpoint of another run, whose weights a new one takes
 
@@ -35,7 +39,7 @@ def begin(config: Any) -> tuple[Any, Origin]:
     """
     if config.auto_resume:
         has_begun = (config.out_dir / "config.toml").exists()
-        config = replace(config, resume=has_begun, auto_resume=False)
+        config = replace(config, resume=has_begun)
     is_begun = config.resume and checkpoint.has_last(config.out_dir)
     if config.init_from is None or is_begun:
         return config, None
@@ -44,19 +48,13 @@ def begin(config: Any) -> tuple[Any, Origin]:
     return replace(config, model=ModelConfig(**architecture)), origin
 
 
-def restore(
-    config: Any,
-    origin: Origin,
-    dataset: dict[str, Any],
-    order: str,
-    model: GPT,
-    optimizers: list[Optimizer],
-) -> Progress:
+def restore(run: Any, origin: Origin) -> Progress:
     """Load the last checkpoint if config.resume, unless the run was killed before its first.
 
     A run that begins may take the weights of another. Raises ValueError if a checkpoint is of
     another model, tokenizer, dataset or order of windows, or of a later step.
     """
+    config, dataset, model = run.config, run.dataset.identity(), run.model
     has_begun = (config.out_dir / "config.toml").exists()
     if not config.resume or (has_begun and not checkpoint.has_last(config.out_dir)):
         if origin is not None:
@@ -67,17 +65,37 @@ def restore(
             )
             load_weights(model, origin["model"])
         return Progress()
-    state = checkpoint.load(config.out_dir, "last")
+    state = newest(run)
     for what, asked in dataset.items():
         check_same(WORDS[what], asked, state[what])
     saved_config = ModelConfig(**state["model_config"]).sized()  # an older one has fewer fields
     check_same("model", asdict(model.config), asdict(saved_config))
-    is_same = order == state.get("order", "held")  # the only one that older runs had
+    is_same = run.batches.order.kind == state.get("order", "held")  # the one of older runs
     require(is_same, "the checkpoint is of an older run, whose windows came in another order")
     done, most = state["step"], config.max_steps
     require(done <= most, f"max_steps must be at least the {done} steps done: got {most}")
-    unpack(state, model, optimizers)
+    unpack(state, model, run.optimizers)
     return Progress(done, state["best_val_loss"], state["elapsed_seconds"])
+
+
+def newest(run: Any) -> dict[str, Any]:
+    """Read the last checkpoint; with config.auto_resume, an older one if that is damaged.
+
+    All processes take the same one. Raises ValueError or OSError if there is none.
+    """
+    config, world = run.config, run.world
+    names = checkpoint.newest_first(config.out_dir) if config.auto_resume else ["last"]
+    problem: Exception | None = None
+    for name in names:
+        state: dict[str, Any] = {}
+        try:
+            state = checkpoint.read(config.out_dir, name, world.rank, world.size)
+        except (OSError, ValueError) as error:
+            problem = error
+            print(f"skipped the {name} checkpoint: {error}", flush=True)
+        if world.sum(torch.tensor(float(not state))) == 0:
+            return state
+    raise problem or ValueError(f"another process found no whole checkpoint in {config.out_dir}")
 
 
 def check_same(what: str, asked: dict[str, Any], saved: dict[str, Any]) -> None:
@@ -90,17 +108,9 @@ def check_same(what: str, asked: dict[str, Any], saved: dict[str, Any]) -> None:
             )
 
 
-def pack(model: nn.Module, optimizers: list[Optimizer], world: World) -> dict[str, Any]:
-    """Return the weights and the state of the optimizers, whole, for a checkpoint.
-
-    Every process must call this, and the main one gets what they share.
-    """
-    states = [
-        {name: tuple(collected(t, world) for t in tensors) for name, tensors in one.state.items()}
-        for one in optimizers
-    ]
-    weights = {name: collected(tensor, world) for name, tensor in model.state_dict().items()}
-    return {"model": weights, "optimizers": states}
+def pack(model: nn.Module, optimizers: list[Optimizer]) -> dict[str, Any]:
+    """Return the weights and the state of the optimizers, as they lie in memory."""
+    return {"model": model.state_dict(), "optimizers": [one.state for one in optimizers]}
 
 
 def unpack(state: dict[str, Any], model: nn.Module, optimizers: list[Optimizer]) -> None:
@@ -108,6 +118,9 @@ def unpack(state: dict[str, Any], model: nn.Module, optimizers: list[Optimizer])
 
     The settings of the optimizers stay, so that a run can go on with a lower learning rate.
     """
+    if "shares" in state:
+        shares.read(state["shares"], shares.flat(pack(model, optimizers)))
+        return
     names = [optimizer.state.keys() for optimizer in optimizers]
     is_same = names == [saved.keys() for saved in state["optimizers"]]
     require(is_same, "a run goes on with its own optimizer: optim.name has changed")
@@ -124,17 +137,24 @@ def load_weights(model: nn.Module, weights: dict[str, Any]) -> None:
 
 
 def save(run: Any, names: list[str]) -> None:
-    """Write all that resuming and sampling need, from the main process."""
+    """Begin to write all that resuming and sampling need. Every process must call this."""
     run.log.flush(run.stop)  # raises, before anything is saved, if an update was not finite
+    is_to_resume = "last" in names  # runs go on only from "last", so no other needs the optimizers
     state = {
         "step": run.progress.step,
         "best_val_loss": run.progress.best_val_loss,
         "elapsed_seconds": run.log.elapsed_seconds,
-        "config": cli.dump_config(replace(run.config, resume=False)),
+        "config": cli.dump_config(replace(run.config, resume=False, auto_resume=False)),
         "model_config": asdict(run.config.model),
         **run.dataset.identity(),
         "order": run.batches.order.kind,
-        **pack(run.model, run.optimizers, run.world),
+        **pack(run.model, run.optimizers if is_to_resume else []),
     }
-    if run.world.is_main:
-        checkpoint.save(run.config.out_dir, state, names)
+    run.saver.save(run.config.out_dir, state, names, run.world)
+
+
+def save_and_wait(run: Any, names: list[str]) -> None:
+    """Save, and return when every process has: torchrun ends the others as soon as one leaves."""
+    save(run, names)
+    run.saver.close()
+    run.world.wait_for_all()

@@ -75,14 +75,6 @@ def whole(tensor: Any) -> Tensor:
     return tensor.full_tensor() if is_shared(tensor) else tensor
 
 
-def collected(tensor: Any, world: World) -> Tensor:
-    """Return all rows of a tensor to the main process, on its host, if they are shared at all."""
-    if not is_shared(tensor):
-        return tensor
-    values = tensor.full_tensor()
-    return values.cpu() if world.is_main else values[:0]
-
-
 @torch.no_grad()
 def assign(tensor: Any, values: Tensor) -> None:
     """Copy this process's rows of `values` into its rows of `tensor`."""

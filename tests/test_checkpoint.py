@@ -44,6 +44,7 @@ def steps(out_dir: Path) -> dict[str, int]:
         assert torch.equal(loaded["model"]["weight"], expected["model"]["weight"])
         assert loaded["config"] == expected["config"]
         found[name] = loaded["step"]
+    found.pop(checkpoint.PREVIOUS, None)
     return found
 
 
@@ -102,10 +103,24 @@ def test_files_that_nothing_names_are_swept(saved: Path):
     (saved / "checkpoint.partial").write_text("of a process killed while writing")
     checkpoint.save(saved, state(3), ["last"])
     assert steps(saved) == {"last": 3, "best": 1}
-    kept = {path_of(saved, name).name for name in ("last", "best")}
+    kept = {path_of(saved, name).name for name in ("last", "previous", "best")}
     assert names_in(saved) == kept | {checkpoint.RECORD}
+    before = path_of(saved, "last").name
     checkpoint.save(saved, state(4), ["last", "best"])
-    assert names_in(saved) == {path_of(saved, "last").name, checkpoint.RECORD}
+    assert names_in(saved) == {path_of(saved, "last").name, before, checkpoint.RECORD}
+
+
+def test_the_checkpoint_before_the_last_is_kept_to_go_on_from(saved: Path):
+    def steps_to_go_on_from() -> list[int]:
+        return [checkpoint.load(saved, n)["step"] for n in checkpoint.newest_first(saved)]
+
+    assert steps_to_go_on_from() == [2, 1, 1]
+    checkpoint.save(saved, state(5), ["last", "best"])
+    assert steps_to_go_on_from() == [5, 5, 2]
+    checkpoint.save(saved, state(5), ["last"])  # a run that is stopped where it has just saved
+    assert steps_to_go_on_from() == [5, 5, 2]
+    checkpoint.save(saved, state(3), ["last"])  # a run that went on from step 2
+    assert steps_to_go_on_from() == [5, 3, 2]
 
 
 def test_saving_a_step_again_is_harmless(saved: Path):
@@ -121,17 +136,10 @@ def test_the_record_holds_size_and_hash_of_each_file(saved: Path):
 
 
 def test_a_checkpoint_under_its_own_name_stays_when_newer_ones_come(saved: Path):
-    checkpoint.save(saved, state(2) | {"optimizers": [1]}, ["step_2"])
-    checkpoint.save(saved, state(3) | {"optimizers": [1]}, ["last", "best"])
+    checkpoint.save(saved, state(2), ["step_2"])
+    checkpoint.save(saved, state(3), ["last", "best"])
     assert steps(saved) == {"last": 3, "best": 3, "step_2": 2}
     assert checkpoint.history(saved) == ["step_2", "best"]
-
-
-def test_only_the_checkpoint_to_go_on_from_holds_optimizers(saved: Path):
-    checkpoint.save(saved, state(2) | {"optimizers": [1]}, ["step_2"])
-    checkpoint.save(saved, state(2) | {"optimizers": [1]}, ["last"])
-    assert "optimizers" in checkpoint.load(saved, "last")
-    assert "optimizers" not in checkpoint.load(saved, "step_2")
 
 
 # --- Kills and full disks -------------------------------------------------------------------------
@@ -141,6 +149,7 @@ def test_a_kill_before_any_operation_leaves_the_checkpoint_before_or_after(tmp_p
     seen = []
     for call in range(1, 100):
         out_dir = tmp_path / str(call)
+        checkpoint.save(out_dir, state(0), ["last", "best"])
         checkpoint.save(out_dir, state(1), ["last", "best"])
         with failing_at(call, Killed()):
             try:
@@ -151,7 +160,7 @@ def test_a_kill_before_any_operation_leaves_the_checkpoint_before_or_after(tmp_p
         checkpoint.save(out_dir, state(3), ["last"])  # a new process goes on
         assert steps(out_dir) == {"last": 3, "best": seen[-1]}
         assert len(names_in(out_dir)) == 3
-    assert len(seen) == 8  # save; sync, rename and sync the folder, twice; remove the old file
+    assert len(seen) == 8  # save; sync, rename and sync the folder, twice; remove the oldest file
     assert seen == sorted(seen)
     assert set(seen) == {1, 2}
 
@@ -195,19 +204,20 @@ def test_a_record_that_may_not_outlive_a_power_cut_keeps_the_files_of_the_one_be
     assert steps(tmp_path) == {"last": 1, "best": 1}
     (tmp_path / checkpoint.RECORD).write_text(after)
     checkpoint.save(tmp_path, state(3), ["last", "best"])
-    assert len(list(tmp_path.glob("*.pt"))) == 1
+    assert len(list(tmp_path.glob("*.pt"))) == 2  # and the one before
 
 
 def test_a_file_that_cannot_be_removed_is_named_and_the_run_goes_on(
     saved: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    old = path_of(saved, "last")
+    checkpoint.save(saved, state(2), ["best"])
+    old = path_of(saved, "previous")
     with monkeypatch.context() as patch:
         denied = PermissionError(errno.EACCES, "Permission denied")
         patch.setattr(Path, "unlink", lambda *_, **__: (_ for _ in ()).throw(denied))
         checkpoint.save(saved, state(3), ["last"])
     assert capsys.readouterr().err == f"{old} could not be removed (Permission denied)\n"
-    assert steps(saved) == {"last": 3, "best": 1}
+    assert steps(saved) == {"last": 3, "best": 2}
     assert old.exists()
     checkpoint.save(saved, state(4), ["last"])
     assert not old.exists()
@@ -440,7 +450,7 @@ def updated(model: GPT, optimizers: list[Optimizer], n: int) -> dict[str, Any]:
 def test_updates_go_on_after_a_restore_as_if_nothing_had_happened(tmp_path: Path, name: Any):
     model, optimizers = parts(name)
     updated(model, optimizers, 3)
-    checkpoint.save(tmp_path, {"step": 3, **resume.pack(model, optimizers, ALONE)}, ["last"])
+    checkpoint.save(tmp_path, {"step": 3, **resume.pack(model, optimizers)}, ["last"])
     expected = updated(model, optimizers, 4)
     model, optimizers = parts(name)
     resume.unpack(checkpoint.load(tmp_path, "last"), model, optimizers)
@@ -449,7 +459,7 @@ def test_updates_go_on_after_a_restore_as_if_nothing_had_happened(tmp_path: Path
 
 
 def test_a_checkpoint_holds_no_settings_of_the_optimizers_so_that_a_run_may_change_them():
-    state = resume.pack(*parts(), ALONE)
+    state = resume.pack(*parts())
     for names in state["optimizers"]:
         assert all(isinstance(tensor, torch.Tensor) for ts in names.values() for tensor in ts)
 
@@ -457,7 +467,7 @@ def test_a_checkpoint_holds_no_settings_of_the_optimizers_so_that_a_run_may_chan
 def test_another_optimizer_is_refused():
     model, optimizers = parts("adamw")
     with pytest.raises(ValueError, match=r"its own optimizer: optim\.name has changed"):
-        resume.unpack(resume.pack(*parts("muon"), ALONE), model, optimizers)
+        resume.unpack(resume.pack(*parts("muon")), model, optimizers)
 
 
 @pytest.mark.parametrize(

@@ -564,7 +564,9 @@ def test_an_interrupted_preparation_cleans_up(tmp_path: Path, signal_: signal.Si
          f"--out={out}"],
         cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    while not (out / "train.bin.partial").exists():
+    begun = out / "train.bin.partial"
+    # Python leaves a moment between opening a file and promising to remove it: wait for content
+    while not begun.exists() or not begun.stat().st_size:
         assert process.poll() is None, "it ended before it could be interrupted"
         time.sleep(0.001)
     process.send_signal(signal_)

@@ -60,24 +60,25 @@ def two(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
         values.mul_(2)  # the other process has the same
 
     monkeypatch.setattr(dist, "all_reduce", all_reduce)
-    for name in ("init_process_group", "barrier", "destroy_process_group"):
-        monkeypatch.setattr(dist, name, lambda *args, name=name: asked.append((name, args)))
+    for name in ("init_process_group", "new_group", "barrier", "destroy_process_group"):
+        monkeypatch.setattr(dist, name, lambda *args, name=name, **_: asked.append((name, args)))
     return asked
 
 
 def test_processes_join_and_leave_together(two: list[tuple[str, Any]]):
     with parallel.world("cpu") as world:
         assert (world.device, world.rank, world.size) == (CPU, 1, 2)
-        assert two == [("init_process_group", ("gloo",))]
+        assert two == [("init_process_group", ("gloo",)), ("new_group", ())]
         world.wait_for_all()
-        assert two[1:] == [("barrier", ())]
-    assert two[2:] == [("barrier", ()), ("destroy_process_group", ())]
+        assert two[2:] == [("barrier", ())]
+    assert two[3:] == [("barrier", ()), ("destroy_process_group", ())]
 
 
 def test_a_process_that_fails_waits_for_no_other(two: list[tuple[str, Any]]):
     with pytest.raises(ValueError, match="a fault"), parallel.world("cpu"):
         raise ValueError("a fault")
-    assert [name for name, _ in two] == ["init_process_group", "destroy_process_group"]
+    names = [name for name, _ in two]
+    assert names == ["init_process_group", "new_group", "destroy_process_group"]
 
 
 class Replica:

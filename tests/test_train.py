@@ -244,6 +244,7 @@ def test_two_processes_give_the_losses_of_one(tiny: Path, plain: list[float], tm
     assert losses(tmp_path / "run") == pytest.approx(plain, abs=1e-5)
     said = (tmp_path / "log").read_text()
     assert said.count("best validation loss") == 1  # the other process is silent
+    assert said.count("step      4: validation loss") == 1
 
 
 def test_muon_with_two_processes_gives_nearly_the_losses_of_one(tiny: Path, tmp_path: Path):
@@ -371,7 +372,8 @@ def test_checkpoints_are_kept_when_asked_and_a_resumed_run_keeps_the_same(
 
 def kept(out_dir: Path) -> dict[str, int]:
     """The checkpoints that are kept for ever, with their steps."""
-    names = json.loads((out_dir / checkpoint.RECORD).read_text()).keys() - {"last", "best"}
+    names = json.loads((out_dir / checkpoint.RECORD).read_text()).keys()
+    names -= {"last", "previous", "best"}
     return {name: checkpoint.load(out_dir, name)["step"] for name in names}
 
 
@@ -808,7 +810,7 @@ def test_a_damaged_checkpoint_is_refused_and_left_as_it_is(
 ):
     out_dir = tmp_path / "run"
     shutil.copytree(undisturbed, out_dir)
-    (path,) = out_dir.glob("*.pt")
+    path = out_dir / json.loads((out_dir / checkpoint.RECORD).read_text())["last"]["file"]
     path.write_bytes(path.read_bytes()[cut])
     before = contents(out_dir)
     assert f"{path} is damaged" in refusal(f"--out_dir={out_dir}", "--resume")

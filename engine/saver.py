@@ -1,0 +1,99 @@
+"""Write checkpoints while the training goes on: in a thread, from a copy on the host."""
+
+import shutil
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from torch import Tensor
+
+from engine import checkpoint, shares
+from engine.parallel import World
+from engine.shard import is_shared
+
+
+class Saver:
+    """Writes one checkpoint at a time."""
+
+    def __init__(self) -> None:
+        self.thread = ThreadPoolExecutor(1)
+        self.pending: Future[None] | None = None
+
+    def save(self, out_dir: Path, state: dict[str, Any], names: list[str], world: World) -> None:
+        """Copy `state`, and begin to write it under these names. Every process must call this.
+
+        The main process writes what is not shared. Raises OSError if the checkpoint before this one
+        could not be written.
+        """
+        self.close()
+        are_shared = any(map(is_shared, state["model"].values()))
+        if world.is_main or are_shared:
+            write = write_shares if are_shared else write_whole
+            copy = host_copy(state, None if are_shared else {})
+            self.pending = self.thread.submit(write, out_dir, copy, names, world)
+
+    def close(self) -> None:
+        """Wait until what was begun is written. Raises OSError if it could not be."""
+        pending, self.pending = self.pending, None
+        if pending is not None:
+            pending.result()
+
+
+def host_copy(value: Any, done: dict[Any, Tensor] | None) -> Any:
+    """Copy all tensors in a state to the host.
+
+    Tensors that share memory, as tied ones do, have one copy in `done`. With None each has its own,
+    as files of shares need it.
+    """
+    if isinstance(value, dict):
+        return {key: host_copy(part, done) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(host_copy(part, done) for part in value)
+    if not isinstance(value, Tensor):
+        return value
+    if done is None:
+        return value.detach().to("cpu", copy=True)
+    key = (value.data_ptr(), value.shape)
+    if key not in done:
+        done[key] = value.detach().to("cpu", copy=True)
+    return done[key]
+
+
+def write_whole(out_dir: Path, state: dict[str, Any], names: list[str], world: World) -> None:
+    checkpoint.save(out_dir, state, names)
+
+
+def write_shares(out_dir: Path, state: dict[str, Any], names: list[str], world: World) -> None:
+    """Write this process's share; when all are written, the main process puts them on record."""
+    group = world.host_group
+    token = shares.agreed(uuid4().hex[:8], group)[0]
+    folder = out_dir / f"step_{state['step']:08d}_{token}.shares"
+    try:
+        each = together(lambda: shares.write(folder, shares.flat(state), group), group)
+    except OSError as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise OSError(checkpoint.not_written(state["step"], out_dir, error)) from error
+    hashes = {name: sha256 for own in each for name, sha256 in own.items()}
+    its_shares = {"folder": folder.name, "sha256": hashes}
+    small = {key: value for key, value in state.items() if key not in ("model", "optimizers")}
+
+    def put_on_record() -> None:
+        if world.is_main:
+            checkpoint.save(out_dir, small, names, its_shares)
+
+    together(put_on_record, group)
+
+
+def together(task: Callable[[], Any], group: Any) -> list[Any]:
+    """Do this in every process; return what each got. Raises OSError in all if one raises it."""
+    result, problem = None, ""
+    try:
+        result = task()
+    except OSError as error:
+        problem = str(error)
+    results, problems = zip(*shares.agreed((result, problem), group), strict=True)
+    if any(problems):
+        raise OSError(max(problems))
+    return list(results)

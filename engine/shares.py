@@ -1,0 +1,86 @@
+"""A checkpoint in shares: a safetensors file of each process that has a share of the numbers.
+
+torch.distributed.checkpoint writes and reads them, for any number of processes. It reads flipped
+bits without complaint, so engine/checkpoint.py compares the SHA-256 of each file before that.
+"""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+import files
+from model import require
+
+Tensors = dict[str, Tensor]  # by the names in the files, such as "model.wte.weight"
+
+
+def flat(state: dict[str, Any]) -> Tensors:
+    """Return the weights and the optimizers' tensors of a checkpoint, each with a name."""
+    tensors = {f"model.{name}": tensor for name, tensor in state["model"].items()}
+    for i, optimizer in enumerate(state["optimizers"]):
+        for name, parts in optimizer.items():
+            tensors |= {f"optimizers.{i}.{name}.{j}": part for j, part in enumerate(parts)}
+    return tensors
+
+
+def write(folder: Path, tensors: Tensors, group: Any) -> dict[str, str]:
+    """Write this process's share of the tensors; return the SHA-256 of its file, by its name.
+
+    Every process must call this. Raises OSError in all of them if one cannot write.
+    """
+    from torch.distributed.checkpoint import api, hf_storage, state_dict_saver  # slow to import
+
+    writer = hf_storage.HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    try:
+        state_dict_saver.save(tensors, storage_writer=writer, process_group=group)
+    except api.CheckpointException as error:  # a BaseException that holds a whole traceback
+        rank, (reason, _) = next(iter(error.failures.items()))
+        raise OSError(f"process {rank}: {reason}") from None
+    files.sync_folder(folder)
+    own = folder.glob(f"shard-{dist.get_rank(group) + 1:05d}-*.safetensors")
+    return {path.name: files.sha256(path) for path in own}
+
+
+def agreed(value: Any, group: Any) -> list[Any]:
+    """Return what each process passes; every one must call this."""
+    values: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(values, value, group)
+    return values
+
+
+def read(folder: Path, tensors: Tensors) -> None:
+    """Fill tensors, or the rows of them that this process has. Raises ValueError for others."""
+    is_same = sizes(folder).keys() == tensors.keys()
+    require(is_same, "a run goes on with its own optimizer: optim.name has changed")
+    fill(tensors, folder)
+
+
+def read_weights(folder: Path) -> Tensors:
+    """Return the weights, whole, by their names in the model."""
+    weights = {
+        name: torch.empty(found.size, dtype=found.properties.dtype)
+        for name, found in sizes(folder).items()
+        if name.startswith("model.")
+    }
+    fill(weights, folder)
+    return {name.removeprefix("model."): tensor for name, tensor in weights.items()}
+
+
+def sizes(folder: Path) -> dict[str, Any]:
+    """Return the size and the type of each tensor in the files of a folder, by its name."""
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+
+    return HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+
+
+def fill(tensors: Tensors, folder: Path) -> None:
+    """Read tensors of these names; each process does so by itself."""
+    from torch.distributed.checkpoint import hf_storage, state_dict_loader
+
+    reader = hf_storage.HuggingFaceStorageReader(str(folder))
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # of no other process
+        state_dict_loader.load(tensors, storage_reader=reader, no_dist=True)
