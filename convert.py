@@ -3,16 +3,17 @@
     python convert.py export --out_dir=out/quickstart --to=models/quickstart
     python convert.py export --out_dir=out/quickstart --to=models/quickstart.gguf --type=q8_0
     python convert.py import gpt2 --out_dir=out/gpt2
+    python convert.py merge --out_dir=out/large --to=out/large_whole
 
 `export` writes a folder that transformers, vLLM and others open, or a GGUF file for llama.cpp and
 Ollama. `import` makes a run's folder of another project's checkpoint, which is sampled, scored,
-visualised and trained further like any other.
+visualised and trained further like any other. `merge` makes one file of what many processes wrote.
 """
 
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from engine import checkpoint, cli
 from exchange import foreign, gguf_file, hub_folder
@@ -61,13 +62,32 @@ class Import:
         state = foreign.read(self.source, self.data)
         config = ModelConfig(**state["model_config"])
         text = f"[model]\n{cli.dump_config(config)}"
-        checkpoint.open_folder(self.out_dir, text, resume=False)
-        added = {"config": text, "elapsed_seconds": 0.0, "optimizers": []}
-        checkpoint.save(self.out_dir, state | added, ["last", "best"])
-        print(f'next: python sample.py --out_dir={self.out_dir} --prompt="..."')
+        write(self.out_dir, state | {"config": text, "elapsed_seconds": 0.0})
 
 
-COMMANDS = {"export": Export, "import": Import}
+@dataclass(frozen=True, kw_only=True)
+class Merge:
+    """Make one file of a checkpoint that many processes wrote, without their optimizers."""
+
+    out_dir: Path
+    """Folder of the run."""
+    checkpoint: Literal["best", "last"] = "best"
+    """Take the checkpoint with the lowest validation loss, or the newest."""
+    to: Path
+    """Folder to write."""
+
+    def run(self) -> None:
+        write(self.to, checkpoint.load(self.out_dir, self.checkpoint))
+
+
+def write(out_dir: Path, state: dict[str, Any]) -> None:
+    """Write a run's folder with one checkpoint, and say what to do with it."""
+    checkpoint.open_folder(out_dir, state["config"], resume=False)
+    checkpoint.save(out_dir, state | {"optimizers": []}, ["last", "best"])
+    print(f'next: python sample.py --out_dir={out_dir} --prompt="..."')
+
+
+COMMANDS = {"export": Export, "import": Import, "merge": Merge}
 
 
 def main() -> None:
@@ -76,7 +96,7 @@ def main() -> None:
     if command in ("--help", "-h"):
         print(__doc__)
         return
-    names = " or ".join(COMMANDS)
+    names = ", ".join(COMMANDS)
     require(command in COMMANDS, f"convert.py knows {names}: got {command}; see --help")
     cli.parse_config(COMMANDS[command], arguments).run()
 

@@ -118,7 +118,7 @@ def load(out_dir: Path, name: str) -> dict[str, Any]:
     """
     state = read(out_dir, name)
     if "shares" in state:
-        state["model"] = shares.read_weights(state["shares"])
+        state["model"] = shares.read_weights(state.pop("shares"))
     return state
 
 

@@ -36,7 +36,8 @@ class Saver:
 
     def close(self) -> None:
         """Wait until what was begun is written. Raises OSError if it could not be."""
-        pending, self.pending = self.pending, None
+        pending = self.pending
+        self.pending = None
         if pending is not None:
             pending.result()
 
@@ -88,7 +89,8 @@ def write_shares(out_dir: Path, state: dict[str, Any], names: list[str], world: 
 
 def together(task: Callable[[], Any], group: Any) -> list[Any]:
     """Do this in every process; return what each got. Raises OSError in all if one raises it."""
-    result, problem = None, ""
+    result = None
+    problem = ""
     try:
         result = task()
     except OSError as error:

@@ -1,20 +1,27 @@
 """Runs whose numbers are shared over processes, against runs of one process."""
 
+import json
 import os
+import random
 import re
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch.distributed.run import get_args_parser
 
+import convert
+import sample
 import train
-from engine import checkpoint, muon
+from engine import checkpoint, muon, shares
 from engine.parallel import World
 from engine.shard import Owners, choose_parallel
-from helpers import REPOSITORY, finish, losses, start_many, train_here, write_tiny
+from helpers import REPOSITORY, finish, losses, run_here, start_many, train_here, write_tiny
 from model import ModelConfig
 
 CPU = torch.device("cpu")
@@ -46,7 +53,8 @@ def run(n: int, way: str, tiny: Path, out_dir: Path, *flags: str, script: str = 
 SBATCH = {
     *("job-name", "nodes", "ntasks-per-node", "gpus-per-node", "requeue", "open-mode", "signal"),
 }
-KINDS = {"uneven": UNEVEN, "tied": TIED, "gpt2": GPT2}
+LARGE = ("--model.vocab_size=50257",)  # divisible by 29 and 1733 alone, so its rows are uneven
+KINDS = {"uneven": UNEVEN, "tied": TIED, "gpt2": GPT2, "large": LARGE, "tied large": LARGE + TIED}
 MEETINGS = [(n, way, kind) for n, way in ((2, "ddp"), (2, "fsdp"), (4, "hsdp")) for kind in KINDS]
 QUICK = [(2, "ddp", "uneven"), (2, "fsdp", "gpt2"), (4, "hsdp", "tied")]
 
@@ -90,6 +98,113 @@ def test_what_two_processes_saved_goes_on_in_four_and_in_one(
     assert losses(path)[-5:] == pytest.approx(losses(alone)[-5:], abs=1e-5)
     weights = [checkpoint.load(folder, "last")["model"] for folder in (path, alone)]
     torch.testing.assert_close(*weights, rtol=0, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def shared(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two processes, with checkpoints of steps 4 and 8."""
+    path = tmp_path_factory.mktemp("shared") / "run"
+    run(2, "fsdp", tiny, path, *CONSTANT, "--max_steps=8")
+    return path
+
+
+def shares_of(out_dir: Path, name: str) -> list[Path]:
+    record = json.loads((out_dir / checkpoint.RECORD).read_text())[name]["shares"]
+    return [out_dir / record["folder"] / file for file in sorted(record["sha256"])]
+
+
+def flip(path: Path, bit: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(data)
+
+
+def test_each_process_writes_its_share_and_none_the_whole(shared: Path):
+    state = checkpoint.load(shared, "last")
+    n = sum(tensor.numel() for tensor in state["model"].values())
+    sizes = [path.stat().st_size for path in shares_of(shared, "last")]
+    assert len(sizes) == 2
+    assert all(size > 4 * 2 * n / 2 for size in sizes)  # weights and at least one mean
+    assert max(sizes) < 0.6 * sum(sizes)
+    assert sum(path.stat().st_size for path in shared.glob("*.pt")) < min(sizes)
+
+
+def test_a_flipped_bit_in_any_share_is_found(shared: Path, tmp_path: Path):
+    out_dir = tmp_path / "run"
+    shutil.copytree(shared, out_dir)
+    rng = random.Random(0)
+    for path in shares_of(out_dir, "last"):
+        n = 8 * path.stat().st_size
+        for bit in [0, n - 1, *(rng.randrange(n) for _ in range(50))]:
+            flip(path, bit)
+            with pytest.raises(ValueError, match=rf"{path.name} is missing or damaged"):
+                checkpoint.load(out_dir, "last")
+            flip(path, bit)
+    checkpoint.load(out_dir, "last")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_job_that_is_started_again_skips_a_damaged_share_and_names_it(
+    tiny: Path, shared: Path, alone: Path, tmp_path: Path, rank: int
+):
+    out_dir = tmp_path / "run"
+    shutil.copytree(shared, out_dir)
+    damaged = shares_of(out_dir, "last")[rank]
+    flip(damaged, 4000)
+    said = run(2, "fsdp", tiny, out_dir, *CONSTANT, "--auto_resume")
+    assert f"skipped the last checkpoint: {damaged} is missing or damaged" in said
+    assert losses(out_dir) == pytest.approx(losses(alone), abs=1e-5)  # from step 4 on
+    run(2, "fsdp", tiny, out_dir, *CONSTANT, "--resume")
+
+
+def test_shares_become_one_file_that_is_sampled_like_any_other(
+    shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    to = tmp_path / "whole"
+    assert run_here(convert.main, "convert.py", "merge", f"--out_dir={shared}", f"--to={to}") == 0
+    assert not list(to.glob("*.shares"))
+    merged, state = (checkpoint.load(folder, "best") for folder in (to, shared))
+    torch.testing.assert_close(merged["model"], state["model"], rtol=0, atol=0)
+    capsys.readouterr()
+    texts = []
+    for folder in (to, shared):
+        flags = (f"--out_dir={folder}", "--precision=float32", "--num_samples=1")
+        assert run_here(sample.main, "sample.py", *flags, "--max_new_tokens=20") == 0
+        texts.append(capsys.readouterr().out)
+    assert len(texts[0]) > 20
+    assert texts[0] == texts[1]
+
+
+def train_where_one_process_cannot_write() -> None:
+    """train.py, where the second process finds the disk full at its second checkpoint."""
+    real, calls = shares.write, iter(range(100))
+
+    def full(folder: Path, tensors: Any, group: Any) -> dict[str, str]:
+        if os.environ["RANK"] == "1" and next(calls) == 1:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "full")))
+                return real(folder, tensors, group)
+        return real(folder, tensors, group)
+
+    shares.write = full
+    train.main()
+
+
+def test_where_one_process_cannot_write_all_end_with_a_sentence_and_the_checkpoint_before(
+    tiny: Path, alone: Path, tmp_path: Path
+):
+    out_dir, log = tmp_path / "run", tmp_path / "log"
+    arguments = (tiny, f"--out_dir={out_dir}", *EXACT, *CONSTANT, "--parallel=fsdp")
+    script = "test_shard:train_where_one_process_cannot_write"
+    processes = start_many(2, script, *arguments, output=log)
+    assert [finish(process) for process in processes] == [2, 2]
+    said = log.read_text(encoding="utf-8")
+    assert said.count("the checkpoint of step 8 could not be written") == 2
+    assert "process 1: [Errno 28] full" in said
+    assert checkpoint.load(out_dir, "last")["step"] == 4
+    assert len(list(out_dir.glob("*.shares"))) == 1
+    run(2, "fsdp", tiny, out_dir, *CONSTANT, "--resume")
+    assert losses(out_dir) == pytest.approx(losses(alone), abs=1e-5)
 
 
 @pytest.mark.parametrize("broken", ["", "dropped", "shifted", "swapped"])
@@ -210,31 +325,39 @@ def test_the_job_files_have_keys_that_exist_and_flags_that_train_has():
 
 
 DYING = """
-import os, signal, sys
+import datetime, os, signal, sys
 sys.path.insert(0, {repository!r})
 import train
-from engine import cli
+from engine import cli, parallel
 
 real = train.update
 
 def update(run, batch):
     if run.world.rank == 1 and run.progress.step == {step} and not restarts:
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), {number})
     real(run, batch)
 
 restarts = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
 train.update = update
+parallel.TIMEOUT = datetime.timedelta(seconds=8)
 cli.run(train.main)
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("way", "step"), [("ddp", 1), ("fsdp", 7)])
-def test_a_job_whose_worker_is_killed_ends_with_the_losses_of_an_undisturbed_one(
-    tiny: Path, tmp_path: Path, way: str, step: int
+@pytest.mark.parametrize(
+    ("way", "step", "number"),
+    [
+        *((way, step, signal.SIGKILL) for way, step in (("ddp", 1), ("fsdp", 7))),
+        *((way, step, signal.SIGSTOP) for way, step in (("ddp", 7), ("fsdp", 5))),
+    ],
+)
+def test_a_job_whose_worker_is_killed_or_stopped_ends_with_the_losses_of_an_undisturbed_one(
+    tiny: Path, tmp_path: Path, way: str, step: int, number: signal.Signals
 ):
     script = tmp_path / "dying.py"
-    script.write_text(DYING.format(repository=str(REPOSITORY), step=step))
+    values = {"repository": str(REPOSITORY), "step": step, "number": int(number)}
+    script.write_text(DYING.format(**values))
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
     command += ["--standalone", "--max-restarts=1", str(script), str(tiny), "--auto_resume"]
     command += [f"--out_dir={tmp_path / 'run'}", *EXACT, f"--parallel={way}"]
@@ -243,6 +366,9 @@ def test_a_job_whose_worker_is_killed_ends_with_the_losses_of_an_undisturbed_one
         command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=200
     )
     assert done.returncode == 0, done.stderr
-    assert "SIGKILL" in done.stderr or "-9" in done.stderr
+    # The other worker says so, unless it was ended before it noticed
+    sentence = rf"error: process 0, after step {step}, waits no longer .*said nothing for 8 s"
+    assert re.search(sentence, done.stderr) or number == signal.SIGKILL
+    assert "-9" in done.stderr or number == signal.SIGSTOP
     train_here(tiny, tmp_path / "alone", *EXACT)
     assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "alone"), abs=1e-5)

@@ -817,6 +817,31 @@ def test_a_damaged_checkpoint_is_refused_and_left_as_it_is(
     assert contents(out_dir) == before
 
 
+def test_a_job_that_is_started_again_goes_on_from_the_checkpoint_before_a_damaged_one(
+    undisturbed: Path, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    out_dir = tmp_path / "run"
+    shutil.copytree(undisturbed, out_dir)
+    path = out_dir / json.loads((out_dir / checkpoint.RECORD).read_text())["last"]["file"]
+    path.write_bytes(path.read_bytes()[:-1])
+    train_here(tiny, out_dir, "--auto_resume")
+    said = capsys.readouterr().out
+    assert f"skipped the last checkpoint: {path} is damaged" in said
+    assert "step      8: validation loss" in said  # where it went on
+    assert "step      4: validation loss" not in said
+    assert outcome(out_dir) == outcome(undisturbed)
+
+
+def test_a_job_all_of_whose_checkpoints_are_damaged_is_refused(
+    undisturbed: Path, tmp_path: Path, refusal: Callable[..., str]
+):
+    out_dir = tmp_path / "run"
+    shutil.copytree(undisturbed, out_dir)
+    for path in out_dir.glob("*.pt"):
+        path.unlink()
+    assert "is missing" in refusal(f"--out_dir={out_dir}", "--auto_resume")
+
+
 def test_a_resumed_log_differs_from_an_undisturbed_one_in_times_alone(undisturbed: Path):
     line = metrics.read(undisturbed / "metrics.jsonl")[0]
     assert line.keys() - without_times(line).keys() == {"elapsed_seconds", "tokens_per_second"}
