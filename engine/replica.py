@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from engine import recipe
-from engine.device import DTYPES, choose_precision
+from engine.device import DTYPES, choose_precision, keep_freed_memory
 from engine.kernels import build_model
 from engine.loss import LossModel
 from engine.parallel import World
@@ -39,6 +39,7 @@ def build_replica(
     if config.compile:
         loss_model.compile_parts(world.device)
     if is_sharded:
+        keep_freed_memory(False)
         shard(loss_model, mesh)
         loss_model.to_empty(device=world.device)
         if model.config.tie_embeddings:
@@ -70,8 +71,9 @@ def draw_weights(model: GPT, seed: int) -> None:
 
 
 def sync_gradients(replica: Any, enabled: bool) -> None:
-    """Set whether the next forward and backward pass averages gradients over the processes."""
+    """Set whether the next forward and backward pass averages gradients over the processes.
+
+    Where a model is shared out, every pass does: else each process would hold a whole gradient.
+    """
     if isinstance(replica, nn.parallel.DistributedDataParallel):
         replica.require_backward_grad_sync = enabled
-    elif hasattr(replica, "set_requires_gradient_sync"):  # it is sharded
-        replica.set_requires_gradient_sync(enabled)

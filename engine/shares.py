@@ -1,10 +1,11 @@
-"""A checkpoint in shares: a safetensors file of each process that has a share of the numbers.
+"""A checkpoint in shares: safetensors files of each process that has a share of the numbers.
 
 torch.distributed.checkpoint writes and reads them, for any number of processes. It reads flipped
 bits without complaint, so engine/checkpoint.py compares the SHA-256 of each file before that.
 """
 
 import warnings
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 import files
+from engine.shard import local
 from model import require
 
+FILE_BYTES = 2**28  # about the size of a file: before it is written, the memory holds it twice
 Tensors = dict[str, Tensor]  # by the names in the files, such as "model.wte.weight"
 
 
@@ -28,13 +31,16 @@ def flat(state: dict[str, Any]) -> Tensors:
 
 
 def write(folder: Path, tensors: Tensors, group: Any) -> dict[str, str]:
-    """Write this process's share of the tensors; return the SHA-256 of its file, by its name.
+    """Write this process's share of the tensors; return the SHA-256 of its files, by their names.
 
     Every process must call this. Raises OSError in all of them if one cannot write.
     """
     from torch.distributed.checkpoint import api, hf_storage, state_dict_saver  # slow to import
 
-    writer = hf_storage.HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    sizes = [local(tensor).nbytes for tensor in tensors.values()]
+    numbers = [1 + end // FILE_BYTES for end in accumulate(sizes)]
+    mapping = dict(zip(tensors, numbers, strict=True))
+    writer = hf_storage.HuggingFaceStorageWriter(str(folder), mapping, save_distributed=True)
     try:
         state_dict_saver.save(tensors, storage_writer=writer, process_group=group)
     except api.CheckpointException as error:  # a BaseException that holds a whole traceback

@@ -1,9 +1,11 @@
 """Runs whose numbers are shared over processes, against runs of one process."""
 
+import importlib
 import json
 import os
 import random
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -21,7 +23,7 @@ import train
 from engine import checkpoint, muon, shares
 from engine.parallel import World
 from engine.shard import Owners, choose_parallel
-from helpers import REPOSITORY, finish, losses, run_here, start_many, train_here, write_tiny
+from helpers import REPOSITORY, finish, losses, run_here, start, start_many, train_here, write_tiny
 from model import ModelConfig
 
 CPU = torch.device("cpu")
@@ -322,6 +324,35 @@ def test_the_job_files_have_keys_that_exist_and_flags_that_train_has():
         assert flag in train.TrainConfig.__dataclass_fields__
     torchrun = set(re.findall(r"--((?:rdzv|max|nproc|nnodes)[\w-]*)", text))
     assert torchrun <= {action.dest.replace("_", "-") for action in get_args_parser()._actions}
+
+
+def train_with_little_memory() -> None:
+    """train.py, which may take 26 bytes for each of its 51 million parameters.
+
+    With AdamW one process takes 16 to train, and 12 more while a copy of them is written.
+    """
+    for module in ("torch._dynamo", "torch.distributed.fsdp", "torch.distributed.checkpoint"):
+        importlib.import_module(module)  # their memory does not count
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    used = 1024 * int(re.findall(r"VmData:\s+(\d+) kB", status)[0])
+    resource.setrlimit(resource.RLIMIT_DATA, (used + 26 * 50_600_000,) * 2)
+    train.main()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
+def test_a_model_too_large_for_one_process_trains_resumes_and_is_evaluated_in_two(
+    tiny: Path, tmp_path: Path
+):
+    sizes = ("--model.n_layer=16", "--model.n_embd=512", "--model.n_head=8", "--batch_size=2")
+    flags = (*sizes, "--optim.name=adamw", "--parallel=fsdp", "--eval_every=2")
+    script = "test_shard:train_with_little_memory"
+    log = tmp_path / "log"
+    process = start(script, tiny, f"--out_dir={tmp_path / 'alone'}", *flags, output=log)
+    assert finish(process) not in (0, None)
+    assert "allocate memory" in log.read_text(encoding="utf-8")
+    for more in (("--max_steps=2",), ("--max_steps=3", "--resume")):
+        run(2, "fsdp", tiny, tmp_path / "run", *flags, *more, script=script)
 
 
 DYING = """
