@@ -8,7 +8,8 @@ A folder without meta.json is not a dataset. If meta.json names shards (data/sha
 the token files, and no others are there.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ RANKS = "tokenizer.tiktoken"
 SPLITS = ("train", "val")
 SHARD_HEADER = 1024  # bytes before the tokens
 QUICKLY_READ = 200_000_000  # bytes; a file up to this size is checked as a whole when it is opened
+MOST_OPEN = 64  # shards at a time: each takes a file descriptor
 FEWEST_TOKENS = 2  # in a split: one to predict from, and one to predict
 
 
@@ -48,16 +50,40 @@ def check_ids(ids: np.ndarray, vocab_size: int) -> None:
         raise ValueError(f"token {ids.max()} is outside its vocabulary of {vocab_size}")
 
 
-def check_token_file(path: Path, about: dict[str, Any], header: int, vocab_size: int) -> None:
-    """Raise ValueError if a token file is not the one that meta.json describes."""
-    dtype = token_dtype(vocab_size)
-    expected = header + about["tokens"] * dtype.itemsize
-    size = path.stat().st_size
-    if size != expected:
-        raise ValueError(f"{path.name} should have {expected} bytes, not {size}")
-    if size <= QUICKLY_READ:
-        check_ids(np.memmap(path, dtype, "r", header), vocab_size)
+class TokenFiles:
+    """Maps the token files of a dataset into memory, and compares them with what it says of them.
+
+    `about` is the part of meta.json on a file.
+    """
+
+    def __init__(self, folder: Path, vocab_size: int, header: int) -> None:
+        """`header` is the number of bytes before the ids in a file."""
+        self.folder, self.vocab_size, self.header = folder, vocab_size, header
+        self.dtype = token_dtype(vocab_size)
+        self.checked: set[Path] = set()
+
+    def map(self, path: Path) -> np.ndarray:
+        return np.memmap(path, self.dtype, "r", self.header)
+
+    def check_size(self, path: Path, about: dict[str, Any]) -> None:
+        expected = self.header + about["tokens"] * self.dtype.itemsize
+        size = path.stat().st_size
+        if size != expected:
+            raise ValueError(f"{path.name} should have {expected} bytes, not {size}")
+
+    def check_content(self, path: Path, about: dict[str, Any]) -> None:
+        check_ids(self.map(path), self.vocab_size)
         check_sha256(path, about["sha256"])
+
+    def check_and_map(self, path: Path, about: dict[str, Any]) -> np.ndarray:
+        """Map a file. Raises ValueError at the first time if its content has changed."""
+        if path not in self.checked:
+            try:
+                self.check_content(path, about)
+            except (OSError, ValueError) as error:
+                raise ValueError(f"{self.folder} is damaged: {error}; prepare it again") from error
+            self.checked.add(path)
+        return self.map(path)
 
 
 def read_tokenizer(path: Path, state: dict[str, Any]) -> Tokenizer:
@@ -69,21 +95,27 @@ def read_tokenizer(path: Path, state: dict[str, Any]) -> Tokenizer:
 
 
 class Joined:
-    """Arrays, (N,), read as one: it has the length and the slices of their concatenation."""
+    """Arrays, (N,), read as one: it has the length and the slices of their concatenation.
 
-    def __init__(self, arrays: Sequence[np.ndarray]):
-        self.arrays = arrays
-        self.ends = np.cumsum([len(array) for array in arrays])
+    Array i is what `get` returns; it is asked for when a slice needs it, and kept for a while.
+    """
+
+    def __init__(self, lengths: Sequence[int], get: Callable[[int], np.ndarray]):
+        self.get = functools.lru_cache(MOST_OPEN)(get)
+        self.ends = np.cumsum(lengths)
 
     def __len__(self) -> int:
         return int(self.ends[-1])
 
     def __getitem__(self, where: slice) -> np.ndarray:
         start, stop, _ = where.indices(len(self))
-        parts = [self.arrays[0][:0]]
-        for i in range(int(np.searchsorted(self.ends, start, side="right")), len(self.arrays)):
-            first = int(self.ends[i]) - len(self.arrays[i])
-            if first >= stop:
-                break
-            parts.append(self.arrays[i][max(0, start - first) : stop - first])
+        first = int(np.searchsorted(self.ends, start, side="right"))
+        last = int(np.searchsorted(self.ends, stop, side="left"))
+        if stop <= start:
+            return self.get(0)[:0]
+        begins = np.concatenate([[0], self.ends])
+        parts = [
+            self.get(i)[max(0, start - begins[i]) : stop - begins[i]]
+            for i in range(first, last + 1)
+        ]
         return np.concatenate(parts)

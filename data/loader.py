@@ -8,7 +8,6 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,12 +18,12 @@ from torch import Tensor
 from data.format import (
     FORMAT_VERSION,
     META,
+    QUICKLY_READ,
     SPLITS,
     Joined,
+    TokenFiles,
     check_ids,
-    check_token_file,
     read_tokenizer,
-    token_dtype,
     token_file,
 )
 from data.order import Order
@@ -52,7 +51,7 @@ class Dataset:
         self.tokenizer = tokenizer
         self.vocab_size = tokenizer.vocab_size
         self.end_of_text = tokenizer.end_of_text
-        self.header = meta["header"] if "shards" in meta else 0  # bytes before the ids in a file
+        self.mapped = TokenFiles(path, self.vocab_size, meta.get("header", 0))
 
     @classmethod
     def open(cls, path: Path) -> "Dataset":
@@ -69,8 +68,11 @@ class Dataset:
             dataset = cls(path, meta, read_tokenizer(path, meta["tokenizer"]))
             if dataset.vocab_size != meta["vocab_size"]:
                 raise ValueError(f"vocab_size should be {dataset.vocab_size}")
-            for file, about in chain.from_iterable(map(dataset._files, SPLITS)):
-                check_token_file(file, about, dataset.header, dataset.vocab_size)
+            for files in map(dataset._files, SPLITS):
+                for file, about in files:
+                    dataset.mapped.check_size(file, about)
+                if len(files) == 1 and files[0][0].stat().st_size <= QUICKLY_READ:
+                    dataset.mapped.check_content(*files[0])
             return dataset
         except (OSError, ValueError, KeyError, TypeError) as error:
             reason = f"{META} lacks {error}" if isinstance(error, KeyError) else error
@@ -81,12 +83,13 @@ class Dataset:
 
         The training ids of shards are a Joined: their length and slices are all that is ever used.
         """
-        dtype = token_dtype(self.vocab_size)
-        maps = [np.memmap(path, dtype, "r", self.header) for path, _ in self._files(split)]
-        if len(maps) == 1:
-            return maps[0][: first or None]
+        files = self._files(split)
+        if len(files) == 1:
+            return self.mapped.map(files[0][0])[: first or None]
+        lengths = [about["tokens"] for _, about in files]
+        joined = Joined(lengths, lambda i: self.mapped.check_and_map(*files[i]))
         is_read_whole = first > 0 or split == "val"
-        return Joined(maps)[: first or None] if is_read_whole else cast(np.ndarray, Joined(maps))
+        return joined[: first or None] if is_read_whole else cast(np.ndarray, joined)
 
     def bits_per_byte(self, loss: float) -> float:
         """Convert a validation loss from nats per token, to compare it across tokenizers."""
@@ -115,7 +118,8 @@ class Dataset:
         """Return the token files of a split, each with what meta.json says of it."""
         about = self.meta["splits"][split]
         if "shards" in self.meta:
-            return [(Path(self.meta["shards"], shard["file"]), shard) for shard in about["shards"]]
+            folder = self.path / self.meta["shards"]  # an absolute path stays as it is
+            return [(folder / shard["file"], shard) for shard in about["shards"]]
         return [(self.path / token_file(split), about)]
 
 

@@ -7,37 +7,25 @@ than one document, each begins with the end-of-text token, so that generation ca
 import math
 import signal
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.bpe import train_bpe
+from data import pieces
 from data.corpora import HUB
 from data.encode import encode_all
 from data.format import SPLITS
+from data.learn import KINDS, Learn
 from data.parquet import COLUMN
 from data.progress import print_left_out, progress
 from data.shards import adopt, find_shards
 from data.sources import NAMED, Corpus
 from data.split import Scan
 from data.stories import read_nats
-from data.tokenizer import (
-    GPT2_PATTERN,
-    BPETokenizer,
-    ByteTokenizer,
-    CharTokenizer,
-    Tokenizer,
-    gpt2_ranks,
-    load_tokenizer,
-)
+from data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
 from data.writer import DatasetWriter, new_dataset
 from engine.cli import Positional, parse_config, run
 from files import reserved
-
-KINDS = ("bpe", "gpt2", "byte", "char")
-BPE_VOCAB_SIZE = 4096
-BPE_TRAINING_CHARACTERS = 16_000_000  # more text hardly changes the merges, and costs memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,9 +91,14 @@ def write(config: PrepareConfig) -> dict[str, Any]:
     fraction = config.val_fraction or corpus.val_fraction
     about: dict[str, Any] = {"sources": config.sources, "val_fraction": fraction}
     print_left_out("not UTF-8 text", corpus.skipped)
-    # An even sample for bpe needs the size of all the text; no other tokenizer does
-    scan = Scan.of(corpus, fraction, complete=config.tokenizer == "bpe")
-    tokenizer = make_tokenizer(config, corpus, scan)
+    known = None if config.tokenizer in KINDS else tokenizer_of(Path(config.tokenizer))
+    parts = tuple(pieces.cut(corpus))
+    # An even sample of a small text needs the size of all of it; no other tokenizer than bpe does
+    scan = Scan.of(corpus, fraction, complete=config.tokenizer == "bpe" and len(parts) == 1)
+    if len(parts) > 1 and not scan.is_complete:
+        learn = Learn(config.tokenizer, config.vocab_size, corpus, scan, parts, known)
+        return pieces.write(config.folder, parts, about | {"column": config.column}, learn)
+    tokenizer = Learn(config.tokenizer, config.vocab_size, corpus, scan, known=known).tokenizer()
     total = scan.bytes if scan.is_complete else corpus.bytes
     with new_dataset(config.folder, tokenizer) as writer, progress("encode", total) as bar:
         for encoded in encode_all(scan.parts(corpus), tokenizer, separate=scan.documents > 1):
@@ -114,6 +107,13 @@ def write(config: PrepareConfig) -> dict[str, Any]:
         if config.sources == ("stories",):
             about["entropy"] = entropy(read_nats(), scan, writer)
         return writer.commit(**about)
+
+
+def tokenizer_of(run: Path) -> Tokenizer:
+    """Return the tokenizer of a run's best checkpoint."""
+    from engine import checkpoint  # imports torch, which nothing else here needs
+
+    return load_tokenizer(checkpoint.load(run, "best")["tokenizer"])
 
 
 def entropy(nats: list[float], scan: Scan, writer: DatasetWriter) -> dict[str, dict[str, float]]:
@@ -131,45 +131,6 @@ def entropy(nats: list[float], scan: Scan, writer: DatasetWriter) -> dict[str, d
             "bits_per_byte": total / math.log(2) / file.bytes,
         }
     return found
-
-
-def make_tokenizer(config: PrepareConfig, corpus: Corpus, scan: Scan) -> Tokenizer:
-    """Return the tokenizer that `config` asks for, learned from the text if it is bpe or char."""
-    match config.tokenizer:
-        case "gpt2":
-            return BPETokenizer(gpt2_ranks(), kind="gpt2")
-        case "byte":
-            return ByteTokenizer()
-        case "char":
-            characters: set[str] = set()
-            for document in corpus.documents():
-                for piece in document:
-                    characters.update(piece)
-            return CharTokenizer("".join(characters), with_end_of_text=scan.documents > 1)
-        case "bpe":
-            vocab_size = config.vocab_size or BPE_VOCAB_SIZE
-            ranks = train_bpe(training_sample(corpus, scan), vocab_size - 1, GPT2_PATTERN)
-            if len(ranks) < vocab_size - 1:
-                print(f"the text suffices for {len(ranks) + 1:,} tokens, not {vocab_size:,}")
-            return BPETokenizer(ranks, kind="bpe")
-        case folder:
-            from engine import checkpoint  # imports torch, which nothing else here needs
-
-            return load_tokenizer(checkpoint.load(Path(folder), "best")["tokenizer"])
-
-
-def training_sample(corpus: Corpus, scan: Scan) -> Iterator[str]:
-    """Yield text of the training split: all of it, or if there is much, an even sample."""
-    share = min(1, BPE_TRAINING_CHARACTERS / scan.characters)
-    seen = 0
-    taken = 0
-    with progress("learn", scan.bytes) as bar:
-        for part in scan.parts(corpus):
-            bar.update(len(part.text.encode()))
-            seen += len(part.text)
-            if part.split == "train" and taken < share * seen:
-                taken += len(part.text)
-                yield part.text
 
 
 def report(folder: Path, meta: dict[str, Any]) -> None:

@@ -43,6 +43,7 @@ class Scan:
     """
 
     val_fraction: float
+    goes_whole: bool = False  # it is a piece of a corpus that has many documents
     documents: int = 0
     characters: int = 0
     val_characters: int = 0  # in the documents that validate if documents go whole
@@ -103,7 +104,7 @@ class Scan:
     @property
     def go_whole(self) -> bool:
         """Say whether each document goes whole to one split."""
-        if self.documents > MOST_CUT:
+        if self.goes_whole or self.documents > MOST_CUT:
             return True
         share = self.val_characters / self.characters
         if self.cuts_are_short:

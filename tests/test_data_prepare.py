@@ -27,8 +27,9 @@ import requests
 import data.prepare
 import data.writer
 from data.encode import encode_all
+from data.learn import Learn
 from data.loader import Dataset
-from data.prepare import PrepareConfig, main, make_tokenizer, prepare, training_sample
+from data.prepare import PrepareConfig, main, prepare
 from data.sources import Corpus, stdlib
 from data.split import Part, Scan
 from data.tokenizer import ByteTokenizer, CharTokenizer, Tokenizer, cut
@@ -200,7 +201,7 @@ def test_a_tokenizer_without_end_of_text_is_refused_for_several_documents(
     stories: Path, tmp_path: Path, monkeypatch
 ):
     tokenizer = CharTokenizer(story(1), with_end_of_text=False)  # as a run on one text has it
-    monkeypatch.setattr("data.prepare.make_tokenizer", lambda *_: tokenizer)
+    monkeypatch.setattr(Learn, "tokenizer", lambda _: tokenizer)
     with pytest.raises(ValueError, match=r"which this char tokenizer has not: give one document"):
         build(stories, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -319,9 +320,9 @@ def test_a_vocabulary_of_characters_is_collected_piece_by_piece(tmp_path: Path, 
         yield (chr(ord("a") + i) * 100_000 for i in range(26))
 
     monkeypatch.setattr(Corpus, "documents", documents)
-    config = PrepareConfig(sources=("a",), tokenizer="char")
+    learn = Learn("char", 0, Corpus(files=()), Scan(val_fraction=0.1))
     tracemalloc.start()
-    tokenizer = make_tokenizer(config, Corpus(files=()), Scan(val_fraction=0.1))
+    tokenizer = learn.tokenizer()
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert tokenizer.vocab_size == 26
@@ -522,9 +523,9 @@ def test_a_sample_for_bpe_is_bounded_and_taken_from_all_of_the_training_text(
     (tmp_path / "a.jsonl").write_text(
         "".join(json.dumps({"text": f"{i:03}" * 10}) + "\n" for i in range(1000))
     )
-    monkeypatch.setattr("data.prepare.BPE_TRAINING_CHARACTERS", 3000)
+    monkeypatch.setattr("data.learn.BPE_TRAINING_CHARACTERS", 3000)
     corpus = Corpus.find([str(tmp_path)])
-    sample = [int(text[:3]) for text in training_sample(corpus, Scan.of(corpus, 0.1))]
+    sample = [int(text[:3]) for text in Learn("bpe", 0, corpus, Scan.of(corpus, 0.1)).sample()]
     assert 100 <= len(sample) <= 101
     assert max(np.diff([0, *sample, 1000])) <= 20
 

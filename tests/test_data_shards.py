@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import files
 from data.bigram import bigram_loss
 from data.format import Joined
 from data.loader import Batches, Dataset, Windows, eval_batches
@@ -53,7 +54,7 @@ def adopt(folder: Path, out: Path) -> Dataset:
 @pytest.mark.parametrize("lengths", [(1000,), (1, 999), (300, 1, 1, 698), (500, 500)])
 def test_joined_arrays_have_the_length_and_slices_of_their_concatenation(lengths: tuple[int, ...]):
     arrays = np.split(TOKENS_N, np.cumsum(lengths)[:-1])
-    joined = Joined(arrays)
+    joined = Joined(lengths, arrays.__getitem__)
     assert len(joined) == 1000
     rng = np.random.default_rng(0)
     wheres = [slice(*sorted(rng.integers(0, 1100, 2).tolist())) for _ in range(300)]
@@ -303,7 +304,26 @@ def test_a_shard_that_changes_afterwards_is_found_out(
     adopt(shards, tmp_path / "out")
     damage(shards / "fineweb_train_000002.bin")
     with pytest.raises(ValueError, match=f"is damaged: .*{reason}.*; prepare it again"):
-        Dataset.open(tmp_path / "out")
+        Dataset.open(tmp_path / "out").tokens("train")[:]
+
+
+def test_a_shard_is_compared_with_its_hash_once_and_not_before_it_is_read(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    checked: list[str] = []
+    real = files.sha256
+    monkeypatch.setattr(files, "sha256", lambda path: (checked.append(path.name), real(path))[1])
+    dataset = adopt(shards, tmp_path / "out")
+    checked.clear()
+    train_N = dataset.tokens("train")
+    assert len(train_N) == 900
+    assert checked == []
+    for _ in range(3):
+        assert len(train_N[510:520]) == 10
+        assert len(dataset.tokens("train")[600:700]) == 100
+    assert checked == ["fineweb_train_000002.bin"]
+    assert len(train_N[490:520]) == 30
+    assert checked == ["fineweb_train_000002.bin", "fineweb_train_000001.bin"]
 
 
 def test_a_run_trains_on_shards_and_goes_on_after_they_have_moved(shards: Path, tmp_path: Path):

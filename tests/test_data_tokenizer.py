@@ -10,7 +10,6 @@ import pytest
 import tiktoken
 
 from data.bpe import train_bpe
-from data.prepare import gpt2_ranks
 from data.tokenizer import (
     GPT2_PATTERN,
     BPETokenizer,
@@ -18,6 +17,7 @@ from data.tokenizer import (
     CharTokenizer,
     Tokenizer,
     cut,
+    gpt2_ranks,
     load_tokenizer,
 )
 

@@ -335,7 +335,8 @@ def train_with_little_memory() -> None:
         importlib.import_module(module)  # their memory does not count
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     used = 1024 * int(re.findall(r"VmData:\s+(\d+) kB", status)[0])
-    resource.setrlimit(resource.RLIMIT_DATA, (used + 26 * 50_600_000,) * 2)
+    limit = used + 26 * 50_600_000
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     train.main()
 
 

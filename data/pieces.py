@@ -1,0 +1,152 @@
+"""Prepare a large corpus in pieces, one for some of its files, on all cores.
+
+    pieces_1f3a9c04/train_00012.bin, val_00012.bin    the tokens of a piece
+    pieces_1f3a9c04/00012.json                        their sizes and SHA-256: the piece is whole
+    pieces_1f3a9c04/tokenizer.json                    what all pieces are encoded with
+
+A preparation that is interrupted, and started again with the same sources and settings, makes the
+pieces that are missing. The name of their folder is a hash of those, so others begin anew.
+"""
+
+import hashlib
+import json
+import multiprocessing
+import shutil
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from data.encode import encode_part
+from data.format import SPLITS, token_dtype
+from data.learn import Learn
+from data.progress import progress
+from data.sources import Corpus
+from data.split import Scan
+from data.tokenizer import Tokenizer, load_tokenizer
+from data.writer import TokenFile, new_dataset
+from files import whole, write_text
+
+PIECE_BYTES = 2**29  # of text: about a hundred million tokens
+PACKED = {".parquet": 2.5, ".gz": 3.0}  # bytes of text for a byte in such a file, roughly
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some files of a corpus, and where their tokens go."""
+
+    number: int
+    corpus: Corpus
+    val_fraction: float
+    folder: Path
+
+    @property
+    def record(self) -> Path:
+        return self.folder / f"{self.number:05d}.json"
+
+    @property
+    def bytes(self) -> int:
+        return sum(path.stat().st_size for path, _ in self.corpus.files)
+
+    def file(self, split: str) -> Path:
+        return self.folder / f"{split}_{self.number:05d}.bin"
+
+
+def cut(corpus: Corpus) -> Iterator[Corpus]:
+    """Yield the files of a corpus in groups of about PIECE_BYTES of text."""
+    group = []
+    n_bytes = 0.0
+    for path, read in corpus.files:
+        group.append((path, read))
+        n_bytes += path.stat().st_size * PACKED.get(path.suffix, 1.0)
+        if n_bytes >= PIECE_BYTES:
+            yield replace(corpus, files=tuple(group))
+            group = []
+            n_bytes = 0.0
+    if group:
+        yield replace(corpus, files=tuple(group))
+
+
+def write(
+    out: Path, corpora: tuple[Corpus, ...], settings: dict[str, Any], learn: Learn
+) -> dict[str, Any]:
+    """Make a dataset of all pieces; return its meta.json, with the settings in it."""
+    paths = [path for corpus in corpora for path, _ in corpus.files]
+    files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+    about = json.dumps([settings, files, len(corpora), learn.kind, learn.vocab_size])
+    folder = out / f"pieces_{hashlib.sha256(about.encode()).hexdigest()[:8]}"
+    folder.mkdir(exist_ok=True)
+    for path in folder.glob("*.partial"):  # of a process that was killed
+        path.unlink()
+    tokenizer = known_tokenizer(folder, learn)
+    fraction = settings["val_fraction"]
+    pieces = [Piece(number, corpus, fraction, folder) for number, corpus in enumerate(corpora)]
+    write_missing(pieces)
+    records = [json.loads(piece.record.read_text(encoding="utf-8")) for piece in pieces]
+    splits = {split: joined([record[split] for record in records]) for split in SPLITS}
+    with new_dataset(out, tokenizer, splits=()) as writer:
+        meta = writer.commit(shards=folder.name, header=0, **settings, splits=splits)
+    for other in set(out.glob("pieces_*")) - {folder}:
+        shutil.rmtree(other)
+    return meta
+
+
+def known_tokenizer(folder: Path, learn: Learn) -> Tokenizer:
+    """Return the tokenizer of the pieces that are there, or make one, and keep it."""
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        write_text(path, json.dumps(learn.tokenizer().state()))
+    return load_tokenizer(json.loads(path.read_text(encoding="utf-8")))
+
+
+def write_missing(pieces: list[Piece]) -> None:
+    """Write the pieces that are not there, in a process for each core."""
+    missing = [piece for piece in pieces if not piece.record.exists()]
+    total = sum(piece.bytes for piece in pieces)
+    done = total - sum(piece.bytes for piece in missing)
+    if done:
+        print(f"{len(pieces) - len(missing)} of {len(pieces)} pieces are there already")
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(mp_context=context, initializer=leave_ctrl_c_to_the_first)
+    with pool, progress("encode", total, done) as bar:
+        try:
+            futures = {pool.submit(write_piece, piece): piece for piece in missing}
+            for future in as_completed(futures):
+                future.result()
+                bar.update(futures[future].bytes)
+        except BaseException:  # Ctrl-C as well: what is half done is lost
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
+
+
+def leave_ctrl_c_to_the_first() -> None:
+    """Ignore Ctrl-C, which a terminal sends to all processes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def write_piece(piece: Piece) -> None:
+    """Encode the documents of a piece, each of which goes whole to one split."""
+    tokenizer = load_tokenizer(json.loads((piece.folder / "tokenizer.json").read_bytes()))
+    dtype = token_dtype(tokenizer.vocab_size)
+    scan = Scan(val_fraction=piece.val_fraction, goes_whole=True)
+    try:
+        with ExitStack() as stack:
+            streams = {s: stack.enter_context(whole(piece.file(s), "wb")) for s in SPLITS}
+            files = {split: TokenFile(stream, dtype) for split, stream in streams.items()}
+            for part in scan.parts(piece.corpus):
+                files[part.split].write(encode_part(part, tokenizer, separate=True))
+    except (OSError, ValueError) as error:  # not all of these can be sent to another process
+        raise ValueError(str(error)) from None
+    record = {s: file.describe(s) | {"file": piece.file(s).name} for s, file in files.items()}
+    write_text(piece.record, json.dumps(record))
+
+
+def joined(shards: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what meta.json says about a split that lies in these files."""
+    counts = {name: sum(s[name] for s in shards) for name in ("tokens", "bytes", "documents")}
+    return {"shards": [shard for shard in shards if shard["tokens"]], **counts}
