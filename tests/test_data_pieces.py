@@ -116,7 +116,7 @@ def test_a_bpe_is_learned_from_all_pieces(
     texts: Path, tmp_path: Path, small_pieces: None, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("data.learn.BPE_TRAINING_CHARACTERS", 8000)
-    with (texts / "11.jsonl").open("w", encoding="utf-8") as file:
+    with (texts / "09.jsonl").open("w", encoding="utf-8") as file:
         file.writelines('{"text": "' + "zq" * 50 + str(i) + '"}\n' for i in range(100))
     dataset = build(texts, tmp_path / "out", "bpe")
     tokens = [dataset.tokenizer.token_bytes(i) for i in range(256, dataset.vocab_size - 1)]
