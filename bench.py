@@ -8,6 +8,7 @@
     python bench.py sample                               # generated tokens/s, and their limit
     python bench.py stories                              # what a model has learned from stories
     python bench.py dial                                 # the fit of the losses that minutes give
+    python bench.py scale --data=DATASET                 # sizes, processes, and a cluster's needs
     python bench.py check --text=FILE                    # does this device compute what a CPU does
     python bench.py gpu --nanogpt=PATH --text=FILE --shakespeare=FILE    # all that needs a GPU
     python bench.py table                                # the recorded results as markdown
@@ -35,6 +36,7 @@ MEASUREMENTS = {  # where each command is, and what describes it
     "stories": ("stories", "Stories"),
     "sample": ("generation", "Sample"),
     "dial": ("dial", "Dial"),
+    "scale": ("scale", "Scale"),
     "check": ("check", "Check"),
     "gpu": ("gpu", "Gpu"),
 }

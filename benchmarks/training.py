@@ -1,7 +1,6 @@
 """`bench.py train`, `whole` and `ablate`: run train.py again and again, and tabulate."""
 
 import itertools
-import json
 import shlex
 import statistics
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import torch
 
 from benchmarks.runs import python, run, seconds_of, temporary_folder
 from benchmarks.table import MEBIBYTE, Repeated, Row, Tables, medians
-from engine import report
+from engine import metrics, report
 from engine.cli import read_toml
 from engine.device import DTYPES, find_device
 from sampling.load import load_model
@@ -29,18 +28,16 @@ def train(config: Path, out_dir: Path, *flags: str) -> Row:
     """Train in a process of its own, without samples; return its time, memory and loss."""
     command = python("train.py", config.resolve(), f"--out_dir={out_dir}", "--samples=0", *flags)
     finished = run(command)
-    lines = [json.loads(line) for line in (out_dir / "metrics.jsonl").open(encoding="utf-8")]
-    elapsed = [0.0, *(line["elapsed_seconds"] for line in lines if "train_loss" in line)]
-    steps = [1000 * (after - before) for before, after in itertools.pairwise(elapsed)]
-    settled = steps[SETTLING_STEPS:] or steps
-    low, middle, high = np.quantile(settled, [0.1, 0.5, 0.9]).tolist()
+    lines = metrics.read(out_dir / "metrics.jsonl")
+    steps = milliseconds(lines)
+    low, middle, high = np.quantile(settled(steps), [0.1, 0.5, 0.9]).tolist()
     last = {"peak_memory_bytes": finished.peak_bytes}  # a GPU's allocator logs its own
     for line in lines:
         last |= line
     return {
         "steps": len(steps),
         "whole process s": finished.seconds,
-        "training steps s": elapsed[-1],
+        "training steps s": sum(steps) / 1000,
         "step ms": middle,
         "10 % below, ms": low,
         "90 % below, ms": high,
@@ -48,6 +45,17 @@ def train(config: Path, out_dir: Path, *flags: str) -> Row:
         "loss": last["val_loss"],
         "bits per byte": last["val_bits_per_byte"],
     }
+
+
+def milliseconds(lines: list[dict[str, float]]) -> list[float]:
+    """Return the time of each step in a log."""
+    elapsed = [0.0, *(line["elapsed_seconds"] for line in lines if "train_loss" in line)]
+    return [1000 * (after - before) for before, after in itertools.pairwise(elapsed)]
+
+
+def settled(steps: list[float]) -> list[float]:
+    """Return the times of the steps that count, if there are any."""
+    return steps[SETTLING_STEPS:] or steps
 
 
 def steps_within(row: Row, seconds: float) -> int:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.shard import Owners, local
+from engine.parallel import local
+from engine.shard import Owners
 
 # Coefficients of the first iterations that bring singular values between 0 and 1 nearest to 1
 # (Amsel et al., 2025, arXiv 2505.16932, sec. 3.3, with their safety factor of 1.01)

@@ -14,7 +14,8 @@ from torch.optim.adamw import adamw
 
 from engine.cli import at_least
 from engine.muon import Group, Muon
-from engine.shard import Owners, local, whole
+from engine.parallel import local, whole
+from engine.shard import Owners
 from model import require
 
 # The best of the runs in docs/recipe.md, for the batch size that engine/recipe.py plans

@@ -87,6 +87,21 @@ def world(device: DeviceName) -> Iterator[World]:
         dist.destroy_process_group()
 
 
+def is_shared(tensor: Any) -> bool:
+    """Return whether a tensor is a DTensor; torch's class of that name is slow to import."""
+    return hasattr(tensor, "to_local")
+
+
+def local(tensor: Any) -> Tensor:
+    """Return this process's rows of a tensor."""
+    return tensor.to_local() if is_shared(tensor) else tensor
+
+
+def whole(tensor: Any) -> Tensor:
+    """Return all rows of a tensor; every process must call this."""
+    return tensor.full_tensor() if is_shared(tensor) else tensor
+
+
 def mix_seed(*numbers: int) -> int:
     """Return one seed for several numbers, which differs widely between neighbours."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])

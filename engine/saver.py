@@ -10,8 +10,7 @@ from uuid import uuid4
 from torch import Tensor
 
 from engine import checkpoint, shares
-from engine.parallel import World
-from engine.shard import is_shared
+from engine.parallel import World, is_shared
 
 
 class Saver:

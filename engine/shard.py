@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from engine.device import memory_bytes
-from engine.parallel import World
+from engine.parallel import World, is_shared, local
 from engine.report import product_weights
 from model import ModelConfig, require
 
@@ -58,21 +58,6 @@ def shard(loss_model: Any, mesh: Any) -> None:
     for block in loss_model.model.blocks:
         fully_shard(block, mesh=mesh)
     fully_shard(loss_model, mesh=mesh)
-
-
-def is_shared(tensor: Any) -> bool:
-    """Return whether a tensor is a DTensor; torch's class of that name is slow to import."""
-    return hasattr(tensor, "to_local")
-
-
-def local(tensor: Any) -> Tensor:
-    """Return this process's rows of a tensor."""
-    return tensor.to_local() if is_shared(tensor) else tensor
-
-
-def whole(tensor: Any) -> Tensor:
-    """Return all rows of a tensor; every process must call this."""
-    return tensor.full_tensor() if is_shared(tensor) else tensor
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 import files
-from engine.shard import local
+from engine.parallel import local
 from model import require
 
 FILE_BYTES = 2**28  # about the size of a file: before it is written, the memory holds it twice

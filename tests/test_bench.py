@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import bench
-from benchmarks import check, generation, gpu, nanogpt, peers, race, stories, table, training
+from benchmarks import check, generation, gpu, nanogpt, peers, race, scale, stories, table, training
 from benchmarks.preparation import encoding_rates
 from benchmarks.race import THEM, US, US_EQUAL, US_LONGER, Race
 from benchmarks.runs import Finished, python, run
@@ -483,6 +483,44 @@ def test_a_cpu_computes_what_it_computes_in_every_way(tiny: Path) -> None:
     outcomes = {row["check"]: row["outcome"] for row in rows}
     names = ("on the CPU", "compiled", "bfloat16", "resumed", "logits, decoded")
     assert outcomes == dict.fromkeys(names, "ok")
+
+
+def test_a_cluster_is_calculated_for_models_of_the_parameters_that_they_have() -> None:
+    published = {"GPT-2 124M": 124.4e6, "GPT-2 355M": 354.8e6, "GPT-2 774M": 774.0e6}
+    published["GPT-2 1.5B"] = 1557.6e6  # Radford et al., 2019, as nanoGPT counts them
+    for name, n in published.items():
+        assert scale.parameters(scale.MODELS[name])[1] == pytest.approx(n, rel=0.001)
+    small = scale.MODELS["GPT-2 124M"]
+    with torch.device("meta"):
+        model = GPT(small)
+    norms = sum(p.numel() for p in model.parameters() if p.ndim < 2)
+    assert scale.parameters(small)[1] == sum(p.numel() for p in model.parameters()) - norms
+    assert scale.parameters(scale.LLAMA_8B)[1] == pytest.approx(8.03e9, rel=0.001)
+
+
+def test_the_calculated_mfu_is_that_which_others_state_of_their_own_speed() -> None:
+    for how in scale.TORCHTITAN:
+        row = scale.calibrated(how)
+        assert row["MFU by our count"] == pytest.approx(row["MFU that they state"], abs=0.01)
+
+
+def test_more_gpus_hold_less_each_and_take_less_time() -> None:
+    rows = [scale.calculated("modern 7B", gpus, 0.4) for gpus in (1, 8, 64)]
+    assert [row["fits 80 GB"] for row in rows] == ["no", "kept", "kept"]
+    assert rows[0]["AdamW's state, GB each"] == pytest.approx(16 * 6.863, rel=0.001)
+    hours = [row["hours for 20 tokens/parameter"] for row in rows]
+    assert hours[0] == pytest.approx(8 * hours[1]) == pytest.approx(64 * hours[2])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("n", "shared"), [(1, "ddp"), (2, "fsdp")])
+def test_a_size_is_measured_in_several_processes(tiny: Path, n: int, shared: str) -> None:
+    data = cli.parse_config(TrainConfig, [str(tiny)]).data.path
+    size = {"context_length": 16, "n_embd": 16, "n_layer": 1, "processes": n, "shared": shared}
+    row = scale.Scale(data=data).measured({**size})
+    assert {key: row[key] for key in size} == size
+    assert row["step ms"] > 0
+    assert row["peak MiB of a process"] > 50  # torch alone
 
 
 def test_what_is_too_far_from_the_plain_run_is_told() -> None:

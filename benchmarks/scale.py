@@ -1,0 +1,147 @@
+"""`bench.py scale`: what grows with context, width, depth and processes; and what a cluster needs.
+
+The first table is measured on this machine. The second is arithmetic alone: bytes and operations
+that are counted, and a share of the GPUs' peak that is assumed. The third compares that arithmetic
+with what others have measured.
+"""
+
+import itertools
+import statistics
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from benchmarks.runs import python, run, temporary_folder
+from benchmarks.table import MEBIBYTE, Output, Row, Tables
+from benchmarks.training import SETTLING_STEPS, milliseconds, settled
+from engine import metrics
+from engine.loss import BYTES_PER_LOGIT
+from engine.report import flops_per_token, product_weights
+from engine.shard import STATE_BYTES
+from model import ModelConfig
+
+CONFIG = Path("config/shakespeare_char_laptop.toml")
+STEPS = SETTLING_STEPS + 10
+SIZES = {"context_length": 256, "n_embd": 256, "n_layer": 4}
+TOKENS = 4096  # per step, whatever the context
+MUON_BYTES = 12  # of a parameter, its gradient and one mean, in a block's matrix
+PEAK_FLOPS, MEMORY = 989e12, 80e9  # of an H100
+TOKENS_PER_PARAMETER = 20  # Hoffmann et al., 2022
+KEPT = {"gpt2": 28, "modern": 45}  # bytes per layer, token and channel, that a backward pass needs
+RECOMPUTED = 2  # as many, if a block keeps its input in bfloat16 alone
+GPUS = (1, 8, 64, 1024)
+GPT2 = ModelConfig(architecture="gpt2", vocab_size=50257, context_length=1024, tie_embeddings=True)
+MODERN = replace(GPT2, architecture="modern", context_length=4096, tie_embeddings=False)
+MODELS = {
+    "GPT-2 124M": replace(GPT2, n_layer=12, n_head=12, n_embd=768),
+    "GPT-2 355M": replace(GPT2, n_layer=24, n_head=16, n_embd=1024),
+    "GPT-2 774M": replace(GPT2, n_layer=36, n_head=20, n_embd=1280),
+    "GPT-2 1.5B": replace(GPT2, n_layer=48, n_head=25, n_embd=1600),
+    "modern 7B": replace(MODERN, n_layer=32, n_head=32, n_embd=4096),
+    "modern 13B": replace(MODERN, n_layer=40, n_head=40, n_embd=5120),
+    "modern 70B": replace(
+        MODERN, n_layer=80, n_head=64, n_kv_head=8, n_embd=8192, n_inner=28672, vocab_size=128256
+    ),
+}
+LLAMA_8B = replace(
+    MODELS["modern 7B"], n_kv_head=8, n_inner=14336, vocab_size=128256, context_length=8192
+)
+# Tokens/s of each H100 in torchtitan's docs (December 2024), and the MFU that they state there
+TORCHTITAN = {"compiled": (6667, 0.39), "not compiled": (5762, 0.33)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale(Output):
+    """Measure steps of several sizes here, and calculate those of a cluster."""
+
+    data: Path
+    """A prepared dataset of characters, which is trained on for a few steps."""
+    mfu: float = 0.4
+    """Share of the GPUs' peak that the calculated hours assume."""
+
+    def measure(self) -> Tables:
+        """Return the three tables."""
+        return {
+            "measured here": list(map(self.measured, sizes())),
+            "calculated": [calculated(name, gpus, self.mfu) for name in MODELS for gpus in GPUS],
+            "calibration": [calibrated(how) for how in TORCHTITAN],
+        }
+
+    def measured(self, size: dict[str, int | str]) -> Row:
+        """Train for a few steps at a size; torchrun gives each of several processes one thread."""
+        n = int(size["processes"])
+        batch_size = TOKENS // int(size["context_length"])
+        flags = [f"--model.{name}={size[name]}" for name in SIZES]
+        flags += [f"--data.path={self.data.resolve()}", f"--batch_size={batch_size}"]
+        flags += [f"--max_steps={STEPS}", f"--eval_every={STEPS}", "--eval_tokens=2", "--samples=0"]
+        launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n}"]
+        launched = [*launch, "train.py"] if n > 1 else ["train.py"]
+        with temporary_folder() as folder:
+            how = [f"--out_dir={folder / 'run'}", f"--parallel={size['shared']}"]
+            command = python(*launched, CONFIG.resolve(), *how, *flags)
+            finished = run(command)
+            steps = milliseconds(metrics.read(folder / "run" / "metrics.jsonl"))
+        return {
+            **size,
+            "step ms": statistics.median(settled(steps)),
+            "peak MiB of a process": finished.peak_bytes / MEBIBYTE,
+        }
+
+
+def sizes() -> list[dict[str, int | str]]:
+    """Return the sizes to measure: each of them half and twice, then several processes."""
+    alone = {**SIZES, "processes": 1, "shared": "ddp"}
+    found = [alone]
+    for name, factor in itertools.product(SIZES, (0.5, 2)):
+        found.append({**alone, name: int(SIZES[name] * factor)})
+    return [*found, *({**alone, "processes": 2, "shared": how} for how in ("ddp", "fsdp"))]
+
+
+def calculated(name: str, gpus: int, mfu: float) -> Row:
+    """Return the memory and the time of a model on H100s that share it, a sequence on each."""
+    config = MODELS[name].sized()
+    n_blocks, n = parameters(config)
+    state = STATE_BYTES * n / gpus
+    muon = (MUON_BYTES * n_blocks + STATE_BYTES * (n - n_blocks)) / gpus
+    gathered = 3 * 4 * n_blocks / config.n_layer  # two blocks, and the gradient of one
+    logits = 8 * min(config.context_length * config.vocab_size, MEMORY / BYTES_PER_LOGIT)
+    always = state + logits + (gathered if gpus > 1 else 0)
+    channels = config.n_embd * config.context_length
+    kept = KEPT[config.architecture] * channels
+    totals = {
+        "kept": always + config.n_layer * kept,
+        "recomputed": always + config.n_layer * RECOMPUTED * channels + kept,
+    }
+    flops = TOKENS_PER_PARAMETER * n * flops_per_token(config)
+    return {
+        "model": name,
+        "H100s": gpus,
+        "parameters": n,
+        "AdamW's state, GB each": state / 1e9,
+        "Muon's": muon / 1e9,
+        **{f"all, {how}": total / 1e9 for how, total in totals.items()},
+        "fits 80 GB": next((how for how, total in totals.items() if total < MEMORY), "no"),
+        "GFLOP/token": flops_per_token(config) / 1e9,
+        "hours for 20 tokens/parameter": flops / (gpus * mfu * PEAK_FLOPS) / 3600,
+        "of": "calculated",
+    }
+
+
+def parameters(config: ModelConfig) -> tuple[int, int]:
+    """Return how many there are in the blocks' matrices, and in all but the norms."""
+    embeddings = config.n_embd * config.vocab_size
+    n_blocks = product_weights(config) - embeddings  # without the head
+    n_positions = 0 if config.is_modern else config.n_embd * config.context_length
+    return n_blocks, n_blocks + n_positions + embeddings * (1 if config.tie_embeddings else 2)
+
+
+def calibrated(how: str) -> Row:
+    """Return the MFU that our count of operations gives others' speed, beside theirs."""
+    tokens_per_second, stated = TORCHTITAN[how]
+    return {
+        "torchtitan, Llama 3 8B on 8 H100s": how,
+        "tokens/s each": tokens_per_second,
+        "GFLOP/token, our count": flops_per_token(LLAMA_8B) / 1e9,
+        "MFU by our count": tokens_per_second * flops_per_token(LLAMA_8B) / PEAK_FLOPS,
+        "MFU that they state": stated,
+        "of": "measured by them",
+    }
