@@ -100,6 +100,8 @@ def announce(
     print(
         f"device: {world.size} x {world.device_name}, {config['precision']}{together}", flush=True
     )
+    if world.size == 1 and config["parallel"] in ("fsdp", "hsdp"):
+        print(f"parallel={config['parallel']}: this one process holds the whole model")
     if config["resume"] and first_step == 0:
         print(f"{config['out_dir']} has no checkpoint to resume: the run starts at step 0")
 

@@ -92,10 +92,11 @@ def newest(run: Any) -> dict[str, Any]:
             state = checkpoint.read(config.out_dir, name, world.rank, world.size)
         except (OSError, ValueError) as error:
             problem = error
-            print(f"skipped the {name} checkpoint: {error}", flush=True)
+            if config.auto_resume:
+                print(f"skipped the {name} checkpoint: {error}", flush=True)
         if world.sum(torch.tensor(float(not state))) == 0:
             return state
-    raise problem or ValueError(f"another process found no whole checkpoint in {config.out_dir}")
+    raise problem or ValueError(f"another process found {config.out_dir} damaged, as it says")
 
 
 def check_same(what: str, asked: dict[str, Any], saved: dict[str, Any]) -> None:

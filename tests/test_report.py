@@ -66,6 +66,7 @@ def test_a_run_is_announced_in_tokens_and_epochs(capsys: pytest.CaptureFixture[s
     model = on_meta(**sizes, context_length=64)  # positions: 64 x 8; tokens: 11 x 8
     config = {"max_steps": 2000, "batch_size": 12, "model": {"context_length": 64}}
     config |= {"precision": "float32", "resume": False, "out_dir": "out/run"}
+    config |= {"parallel": "auto"}
     report.announce(model, config, 1_000_000, CPU)
     attention, mlp = 4 * 8 * 8 + 4 * 8, 2 * 4 * 8 * 8 + 5 * 8  # matrices and their biases
     total = 3 * 2 * 8 + 75 * 8 + attention + mlp
@@ -85,8 +86,20 @@ def test_a_run_that_was_to_go_on_but_starts_anew_says_so(
 ):
     config = {"max_steps": 8, "batch_size": 1, "model": {"context_length": 64}}
     config |= {"precision": "float32", "resume": resume, "out_dir": "out/run"}
+    config |= {"parallel": "ddp"}
     report.announce(on_meta(**GPT2_124M), config, 1000, CPU, step)
     line = "out/run has no checkpoint to resume: the run starts at step 0"
+    assert (line in capsys.readouterr().out.splitlines()) == is_said
+
+
+@pytest.mark.parametrize(("kind", "n", "is_said"), [("fsdp", 1, True), ("fsdp", 2, False)])
+def test_one_process_that_was_asked_to_share_a_model_says_that_it_holds_it_all(
+    capsys: pytest.CaptureFixture[str], kind: str, n: int, is_said: bool
+):
+    config = {"max_steps": 8, "batch_size": 1, "model": {"context_length": 64}, "parallel": kind}
+    config |= {"precision": "float32", "resume": False, "out_dir": "out/run"}
+    report.announce(on_meta(**GPT2_124M), config, 1000, World(torch.device("cpu"), size=n))
+    line = "parallel=fsdp: this one process holds the whole model"
     assert (line in capsys.readouterr().out.splitlines()) == is_said
 
 
