@@ -23,9 +23,9 @@ import signal
 import sys
 from datetime import UTC, datetime
 
+import cli
 import files
 from benchmarks import table
-from engine import cli
 
 MEASUREMENTS = {  # where each command is, and what describes it
     "train": ("training", "Train"),

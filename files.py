@@ -87,29 +87,49 @@ def sync_folder(folder: Path) -> None:
 def reserved(folder: Path) -> Iterator[None]:
     """Hold a folder while the block runs; make it if needed, and remove it if it stays empty.
 
-    Raises OSError if another process holds it. The lock is on the folder itself: it leaves no file
-    behind, and the system releases it when the process ends, even if it is killed. On a network
-    file system it may keep out only processes of the same machine.
+    Raises OSError if another process holds it.
     """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
-        if os.name == "posix":  # on Windows the files that another has open cannot be written
-            stack.callback(os.close, lock(folder))
+        stack.enter_context(contextlib.closing(Lock(folder)))
         stack.callback(remove_empty, made)
         yield
 
 
-def lock(folder: Path) -> int:
-    """Return a descriptor that locks a folder until it is closed."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        way_out = "wait until it has ended, or choose another folder"
-        raise OSError(f"another process is writing to {folder}: {way_out}") from None
-    return descriptor
+class Lock:
+    """Keeps other processes from a folder until it is closed.
+
+    The lock is on the folder itself: it leaves no file behind, goes with the folder if that is
+    renamed, and the system releases it when the process ends, even if it is killed. On a network
+    file system it may keep out only processes of the same machine.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Raises OSError if another process has locked the folder."""
+        self.descriptor: int | None = None
+        if os.name != "posix":  # on Windows the files that another has open cannot be written
+            return
+        self.descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.close()
+            way_out = "wait until it has ended, or choose another folder"
+            raise OSError(f"another process is writing to {folder}: {way_out}") from None
+
+    def close(self) -> None:
+        if self.descriptor is not None:
+            os.close(self.descriptor)
+            self.descriptor = None
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that is in it."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def remove_empty(folders: list[Path]) -> None:

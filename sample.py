@@ -19,7 +19,7 @@ from typing import Literal
 
 import torch
 
-from engine.cli import at_least, parse_config, run
+from cli import at_least, parse_config, run
 from engine.device import DeviceName
 from model import GPT, require
 from sampling.choose import Choice, Drawn, choose

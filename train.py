@@ -12,14 +12,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+import cli
 import sample
 from data.bigram import bigram_loss
 from data.loader import Batches, DataConfig, Dataset, Windows, eval_batches
-from engine import cli, dial, parallel, report, resume
+from engine import dial, parallel, report, resume
 from engine.capture import Captured
 from engine.device import DeviceName, HostCopy, Precision, Prefetch, sent
 from engine.loss import LossModel, evaluate
-from engine.metrics import Metrics, Update
+from engine.metrics import Metrics, OnNonfinite, Update
 from engine.optim import OptimConfig, Optimizer, build_optimizers, clip_gradients, schedule
 from engine.parallel import StopRequest, World
 from engine.replica import build_replica, sync_gradients
@@ -72,6 +73,8 @@ class TrainConfig:
     """Compute activations a second time instead of keeping them: less memory, slower steps."""
     compile: bool = False
     """Fuse operations by torch.compile: the start is slower, the steps are faster."""
+    on_nonfinite: OnNonfinite = "stop"
+    """What to do if a loss or gradient is not finite; the update is left out in any case."""
     wandb: WandbMode = "off"
     """Log to wandb: online (if logged in), offline (to sync later), or off."""
 
@@ -215,9 +218,7 @@ def evaluate_and_save(run: Run) -> None:
     if val_loss is None:  # asked to stop meanwhile
         return
     run.log.evaluation(run.progress.step, val_loss, dataset.bits_per_byte(val_loss))
-    is_best = val_loss < run.progress.best_val_loss
-    run.progress.best_val_loss = min(val_loss, run.progress.best_val_loss)
-    resume.save(run, ["last", "best"] if is_best else ["last"])
+    resume.save(run, ["last", "best"] if run.progress.is_best(val_loss) else ["last"])
 
 
 def leave(run: Run) -> None:

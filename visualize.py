@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+import cli
 import files
-from engine import checkpoint, cli, metrics
+from engine import checkpoint, metrics
 from engine.device import DeviceName
 from model import require
 from sampling.load import Trained, load_model

@@ -10,9 +10,9 @@ from torch import nn
 from benchmarks import peers
 from benchmarks.runs import python, run, seconds_of
 from benchmarks.table import Output, Row, Tables
+from cli import read_toml
 from data.loader import Dataset
 from engine import report
-from engine.cli import read_toml
 from engine.device import DeviceName, find_device
 from engine.loss import LossModel
 from model import GPT, ModelConfig, require

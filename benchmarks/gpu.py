@@ -11,7 +11,7 @@ from pathlib import Path
 from benchmarks.preparation import prepare
 from benchmarks.runs import python, run, temporary_folder
 from benchmarks.table import Output, Row, Tables
-from engine.cli import read_toml
+from cli import read_toml
 
 PARTS = Path(__file__).with_suffix(".toml")
 

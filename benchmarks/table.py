@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import files
-from engine.cli import at_least
+from cli import at_least
 
 Row = dict[str, Any]  # by column: a text, a number, or None for what was not measured
 Tables = dict[str, list[Row]]  # by what they show, such as "runs" and "summary"

@@ -11,8 +11,8 @@ import torch
 
 from benchmarks.runs import python, run, seconds_of, temporary_folder
 from benchmarks.table import MEBIBYTE, Repeated, Row, Tables, medians
+from cli import read_toml
 from engine import metrics, report
-from engine.cli import read_toml
 from engine.device import DTYPES, find_device
 from sampling.load import load_model
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cli import Positional, parse_config, run
 from data import pieces
 from data.corpora import HUB
 from data.encode import encode_all
@@ -24,7 +25,6 @@ from data.split import Scan
 from data.stories import read_nats
 from data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
 from data.writer import DatasetWriter, new_dataset
-from engine.cli import Positional, parse_config, run
 from files import reserved
 
 

@@ -12,7 +12,6 @@ torch.load reads flipped bits without complaint.
 
 import itertools
 import json
-import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -83,24 +82,28 @@ def _sweep(out_dir: Path, *records: Record) -> None:
     patterns = ("step_*.pt", "step_*.shares", "*.partial")
     for path in itertools.chain(*map(out_dir.glob, patterns)):
         try:
-            if path.name not in kept and path.is_dir():
-                shutil.rmtree(path)
-            elif path.name not in kept:
-                path.unlink()
+            if path.name not in kept:
+                files.remove(path)
         except OSError as error:  # it only takes up room
             print(f"{path} could not be removed ({error.strerror})", file=sys.stderr)
 
 
-def open_folder(out_dir: Path, config: str, resume: bool) -> None:
-    """Make the run's folder and put its config there; a new run sets an older one aside."""
+def open_folder(out_dir: Path, config: str, resume: bool) -> files.Lock:
+    """Make the run's folder and put its config there; a new run sets an older one aside.
+
+    Returns a lock, which keeps other runs out until it is closed. Raises OSError if there is one.
+    """
     if not out_dir.name:
         raise ValueError(f"out_dir must have a name, such as out/run: got {out_dir}")
+    if out_dir.exists():
+        files.Lock(out_dir).close()  # nobody may be writing to it
     if (out_dir / RECORD).exists() and not resume:
         names = (f"{out_dir.name}_{number}" for number in itertools.count(1))
         aside = next(path for name in names if not (path := out_dir.with_name(name)).exists())
         out_dir.rename(aside)
         print(f"{out_dir} held another run, which is now in {aside}")
     files.write_text(out_dir / "config.toml", config)
+    return files.Lock(out_dir)
 
 
 def history(out_dir: Path) -> list[str]:

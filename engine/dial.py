@@ -16,7 +16,9 @@ from typing import Any
 
 import torch
 
-from engine import checkpoint, cli, recipe
+import cli
+import files
+from engine import recipe
 from engine.parallel import World
 from engine.report import flops_per_token, product_weights
 from engine.trial import PILOT_LAYERS, TIMED_SHARE, Pilot, Speed, Trial
@@ -64,7 +66,7 @@ def keep_time(run: Any) -> Any:
     if passed >= before_fall:
         run.clock = None
     if run.world.is_main:  # running this config again repeats the run
-        checkpoint.open_folder(config.out_dir, cli.dump_config(config), resume=True)
+        files.write_text(config.out_dir / "config.toml", cli.dump_config(config))
     return config
 
 

@@ -6,14 +6,18 @@ import os
 import sys
 from collections import deque
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from tqdm import tqdm
 
 import files
 from engine.device import HostCopy
+from engine.guards import SPIKE, Repeated, Spikes
 from engine.parallel import StopRequest
 from engine.wandb_run import WandbRun
+
+OnNonfinite = Literal["stop", "skip"]
+MOST_SKIPPED = 10  # updates in turn that are not finite; then the run ends all the same
 
 
 class Update(NamedTuple):
@@ -38,10 +42,21 @@ class Metrics:
         max_steps: int,
         elapsed_seconds: float = 0.0,
         wandb: WandbRun | None = None,
+        lock: files.Lock | None = None,
+        *,
+        skip: bool = False,
+        repeated: Repeated | None = None,
     ) -> None:
-        """Go on from `first_step`. Without a folder, as in all processes but one, log nothing."""
+        """Go on from `first_step`. Without a folder, as in all processes but one, log nothing.
+
+        `skip` counts updates that are not finite instead of ending. The lock is held until `close`.
+        """
         if out_dir is not None:
             forget_from(out_dir / "metrics.jsonl", first_step)
+        self.lock, self.skip, self.repeated = lock, skip, repeated or Repeated()
+        self.spikes = Spikes()
+        self.skipped = 0
+        self.skipped_in_turn = 0
         path = Path(os.devnull) if out_dir is None else out_dir / "metrics.jsonl"
         self.file = path.open("a", encoding="utf-8")
         self.elapsed_seconds = elapsed_seconds
@@ -69,20 +84,36 @@ class Metrics:
             update = self.unread.popleft()
             loss, grad_norm, asked_to_stop = update.numbers.read().tolist()
             stop.is_agreed = stop.is_agreed or asked_to_stop > 0
-            check_finite(update.step, loss=loss, grad_norm=grad_norm)
-            values = {"train_loss": loss, "grad_norm": grad_norm, **update.values}
             self.elapsed_seconds += update.seconds
-            rate = f"{values['tokens_per_second']:,.0f} tokens/s"
+            rate = f"{update.values['tokens_per_second']:,.0f} tokens/s"
             self.bar.set_postfix_str(f"loss {loss:.3f}, {rate}", refresh=False)
             self.bar.update()
-            self._write(update.step, values)
+            self._write(update.step, self._judged(update.step, loss, grad_norm) | update.values)
+
+    def _judged(self, step: int, loss: float, grad_norm: float) -> dict[str, float]:
+        """Return what to log of an update. Raises ArithmeticError if it should not be gone on."""
+        is_skipped = self.skip and not math.isfinite(loss + grad_norm)
+        self.skipped_in_turn = self.skipped_in_turn + 1 if is_skipped else 0
+        if is_skipped and self.skipped_in_turn < MOST_SKIPPED:
+            self.skipped += 1
+            self._say(f"step {step:6d}: skipped, as loss or gradient is not finite")
+            return {"skipped_updates": self.skipped}
+        check_finite(step, loss=loss, grad_norm=grad_norm)
+        self.repeated.check(step, loss)
+        height = self.spikes.height(loss)
+        if height > SPIKE:
+            self._say(f"step {step:6d}: a loss of {loss:.4f}, {height:.0f} deviations above others")
+        return {"train_loss": loss, "grad_norm": grad_norm}
+
+    def _say(self, line: str) -> None:
+        if not self.bar.disable:  # else every process would say it
+            self.bar.write(line, file=sys.stdout)
 
     def evaluation(self, step: int, loss: float, bits: float) -> None:
         """Log and print a validation loss. Raises ArithmeticError if it is not finite."""
         check_finite(step, val_loss=loss)
         losses = f"{loss:.4f} nats per token, {bits:.4f} bits per byte"
-        if not self.bar.disable:  # else every process would say it
-            self.bar.write(f"step {step:6d}: validation loss {losses}", file=sys.stdout)
+        self._say(f"step {step:6d}: validation loss {losses}")
         self._write(step, {"val_loss": loss, "val_bits_per_byte": bits})
 
     def end(self, step: int, resume: str) -> None:
@@ -97,6 +128,8 @@ class Metrics:
         self.file.close()
         if self.wandb is not None:
             self.wandb.finish()
+        if self.lock is not None:
+            self.lock.close()
 
     def _write(self, step: int, values: dict[str, float]) -> None:
         line = {"step": step, **values, "elapsed_seconds": self.elapsed_seconds}
@@ -110,9 +143,14 @@ def forget_from(path: Path, first_step: int) -> None:
     """Drop the lines from a step on, at which a run resumes, and one that a kill cut off."""
     if not path.exists():
         return
+    kept = [line for line in whole_lines(path) if line["step"] < first_step]
+    files.write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+
+
+def whole_lines(path: Path) -> list[dict[str, float]]:
+    """Return the lines of a metrics.jsonl, whose last one may have been cut by a kill."""
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] < first_step]
-    files.write_text(path, "".join(kept))
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def read(path: Path) -> list[dict[str, float]]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
-from engine.cli import at_least
+from cli import at_least
 from engine.muon import Group, Muon
 from engine.parallel import local, whole
 from engine.shard import Owners

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from engine import checkpoint, cli
-from engine.metrics import Metrics, read
+import cli
+from engine import checkpoint
+from engine.guards import Repeated
+from engine.metrics import Metrics, read, whole_lines
 from engine.parallel import World
 from engine.wandb_run import start_wandb
 from model import GPT, ModelConfig
@@ -77,14 +79,33 @@ def peak_flops(device_name: str, precision: str = "bfloat16") -> float | None:
 def open_log(run: Any) -> Metrics:
     """Say what will be trained, put the config into the run's folder, and open its log."""
     config, world, start = run.config, run.world, run.progress
+    skip = config.on_nonfinite == "skip"
     if not world.is_main:
-        return Metrics(None, start.step, config.max_steps)
+        return Metrics(None, start.step, config.max_steps, skip=skip)
     announce(run.model, asdict(config), len(run.batches.tokens_N), world, start.step)
     # Running it again repeats the run
     text = cli.dump_config(replace(config, resume=False, auto_resume=False))
-    checkpoint.open_folder(config.out_dir, text, config.resume)
+    repeated = lines_to_repeat(config.out_dir, text, start.step) if config.resume else []
+    lock = checkpoint.open_folder(config.out_dir, text, config.resume)
     wandb = start_wandb(config.wandb, config.out_dir, asdict(config))
-    return Metrics(config.out_dir, start.step, config.max_steps, start.elapsed_seconds, wandb)
+    return Metrics(
+        config.out_dir,
+        start.step,
+        config.max_steps,
+        start.elapsed_seconds,
+        wandb,
+        lock,
+        skip=skip,
+        repeated=Repeated(repeated, config.precision),
+    )
+
+
+def lines_to_repeat(out_dir: Path, config: str, first_step: int) -> list[dict[str, float]]:
+    """Return what a run had logged from a step on, if it had this config."""
+    before, log = out_dir / "config.toml", out_dir / "metrics.jsonl"
+    if not log.exists() or before.read_text(encoding="utf-8") != config:
+        return []
+    return [line for line in whole_lines(log) if line["step"] >= first_step]
 
 
 def announce(

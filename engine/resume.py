@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from engine import checkpoint, cli, shares
+import cli
+from engine import checkpoint, shares
+from engine.guards import check_copies
 from engine.optim import Optimizer
 from engine.shard import assign
 from model import ModelConfig, require
@@ -27,6 +29,12 @@ class Progress:
     @property
     def is_evaluated(self) -> bool:
         return math.isfinite(self.best_val_loss)
+
+    def is_best(self, val_loss: float) -> bool:
+        """Note a validation loss, and return whether it is the lowest so far."""
+        before = self.best_val_loss
+        self.best_val_loss = min(val_loss, before)
+        return val_loss < before
 
 
 Origin = dict[str, Any] | None  # the checkpoint of another run, whose weights a new one takes
@@ -140,6 +148,7 @@ def load_weights(model: nn.Module, weights: dict[str, Any]) -> None:
 def save(run: Any, names: list[str]) -> None:
     """Begin to write all that resuming and sampling need. Every process must call this."""
     run.log.flush(run.stop)  # raises, before anything is saved, if an update was not finite
+    check_copies(run.model, run.world)
     is_to_resume = "last" in names  # runs go on only from "last", so no other needs the optimizers
     state = {
         "step": run.progress.step,

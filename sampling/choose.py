@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from engine.cli import at_least
+from cli import at_least
 from model import require
 
 LEAST_TEMPERATURE = 1e-37  # about the smallest normal float32: below it, 0 / temperature is nan

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 import files
+from cli import read_toml
 from data.loader import Dataset
-from engine.cli import read_toml
 from engine.loss import LossModel
 from model import GPT
 from sampling.decode import Decoder

@@ -19,9 +19,10 @@ import pytest
 import torch
 from torch import Tensor
 
+import cli
 import train
 from data.prepare import PrepareConfig, prepare
-from engine import checkpoint, cli, metrics
+from engine import checkpoint, metrics
 from engine.parallel import StopRequest, World
 
 REPOSITORY = Path(__file__).parents[1]

@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import bench
+import cli
 from benchmarks import check, generation, gpu, nanogpt, peers, race, scale, stories, table, training
 from benchmarks.preparation import encoding_rates
 from benchmarks.race import THEM, US, US_EQUAL, US_LONGER, Race
@@ -24,7 +25,6 @@ from benchmarks.runs import Finished, python, run
 from benchmarks.table import Row
 from data.loader import Dataset
 from data.tokenizer import ByteTokenizer
-from engine import cli
 from helpers import REPOSITORY, TINY, train_here, words, write_stories, write_tiny
 from model import GPT, ModelConfig
 from sampling.score import split_loss
@@ -163,7 +163,7 @@ def test_an_interrupted_measurement_leaves_no_child_and_no_folder(tmp_path: Path
         import sys
         sys.path.insert(0, {str(REPOSITORY)!r})
         from benchmarks.runs import *
-        from engine import cli
+        import cli
         def main():
             with temporary_folder() as folder:
                 open({str(tmp_path / "folder")!r}, "w").write(str(folder))

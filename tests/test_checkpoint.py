@@ -404,11 +404,11 @@ def test_a_new_run_sets_the_run_before_it_aside(
     saved: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ):
     out_dir = tmp_path / "a/run"
-    checkpoint.open_folder(out_dir, "seed = 0", resume=False)
+    checkpoint.open_folder(out_dir, "seed = 0", resume=False).close()
     for number in (1, 2, 3):
         (out_dir / "metrics.jsonl").write_text(f"{number}")
         checkpoint.save(out_dir, state(number), ["last"])
-        checkpoint.open_folder(out_dir, f"seed = {number}", resume=False)
+        checkpoint.open_folder(out_dir, f"seed = {number}", resume=False).close()
         assert names_in(out_dir) == {"config.toml"}
         assert capsys.readouterr().out.endswith(f"which is now in {out_dir}_{number}\n")
     for number in (1, 2, 3):
@@ -420,7 +420,7 @@ def test_a_new_run_sets_the_run_before_it_aside(
 
 def test_a_resumed_run_keeps_its_folder(saved: Path):
     before = names_in(saved)
-    checkpoint.open_folder(saved, "seed = 2", resume=True)
+    checkpoint.open_folder(saved, "seed = 2", resume=True).close()
     assert names_in(saved) == before | {"config.toml"}
 
 

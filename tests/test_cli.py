@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import pytest
 
-from engine import cli
+import cli
 from helpers import REPOSITORY, finish, start, without_box
 from train import TrainConfig
 
@@ -353,7 +353,7 @@ def test_a_real_script_refuses_a_flag_with_exit_code_2(tmp_path: Path):
 
 
 def test_a_reader_that_closes_the_pipe_early_ends_a_script_quietly():
-    code = "from engine import cli\ndef main():\n    while True: print('x' * 1000)\ncli.run(main)"
+    code = "import cli\ndef main():\n    while True: print('x' * 1000)\ncli.run(main)"
     shell = f'"{sys.executable}" -c "$CODE" | head -1; echo "${{PIPESTATUS[0]}}"'
     said = subprocess.run(
         ["bash", "-c", shell],
@@ -367,5 +367,5 @@ def test_a_reader_that_closes_the_pipe_early_ends_a_script_quietly():
 
 
 def test_any_character_can_be_printed_wherever_the_output_goes():
-    said = script("from engine import cli; cli.run(lambda: print('é … 日本'))")
+    said = script("import cli; cli.run(lambda: print('é … 日本'))")
     assert (said.returncode, said.stdout, said.stderr) == (0, "é … 日本\n", "")

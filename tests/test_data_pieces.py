@@ -141,7 +141,7 @@ SCRIPT = """
 import sys
 sys.path.insert(0, {repository!r})
 from data import pieces, prepare
-from engine.cli import run
+from cli import run
 
 pieces.PIECE_BYTES = {size}
 if __name__ == "__main__":

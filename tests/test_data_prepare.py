@@ -26,6 +26,7 @@ import requests
 
 import data.prepare
 import data.writer
+from cli import run
 from data.encode import encode_all
 from data.learn import Learn
 from data.loader import Dataset
@@ -33,7 +34,6 @@ from data.prepare import PrepareConfig, main, prepare
 from data.sources import Corpus, stdlib
 from data.split import Part, Scan
 from data.tokenizer import ByteTokenizer, CharTokenizer, Tokenizer, cut
-from engine.cli import run
 from files import reserved
 
 REPOSITORY = Path(__file__).parents[1]

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 import train
+from cli import parse_config
 from engine import checkpoint, device, kernels, metrics
-from engine.cli import parse_config
 from engine.device import (
     HostCopy,
     Prefetch,

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 
+import cli
 import train
 from data.loader import Dataset
-from engine import checkpoint, cli, dial, recipe
+from engine import checkpoint, dial, recipe
 from engine.dial import Clock, Planner, seconds_per_token
 from engine.optim import OptimConfig
 from engine.parallel import World

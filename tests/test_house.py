@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from engine.cli import parse_config
+from cli import parse_config
 from train import TrainConfig
 
 ROOT = Path(__file__).parents[1]
-LEAF = "files"  # which every room may import
+LEAVES = {"files", "cli"}  # which every room may import
 FOLDERS = ("data", "engine", "sampling", "viewer", "exchange", "benchmarks")  # rooms
 SCRIPTS = {"train", "sample", "visualize", "convert", "bench", "data.prepare"}  # it is in a room
 FILES = {
@@ -32,7 +32,7 @@ LIBRARIES = {  # what a room may import besides torch, numpy and the standard li
     "data.progress": {"tqdm"},
     "data.hub_tokenizer": {"tokenizers"},
     "data.tokenizer": {"tiktoken"},
-    "engine.cli": {"tyro"},
+    "cli": {"tyro"},
     "engine.metrics": {"tqdm"},
     "engine.report": {"matplotlib"},
     "engine.wandb_run": {"requests", "wandb"},
@@ -48,8 +48,8 @@ KNOWS = {  # data and the model know no other room
     "exchange": {"data", "model"},
     "benchmarks": {"data", "engine", "exchange", "model", "sampling", "viewer"},
 }
-BUDGETS = {"model": 330, "train": 250, "sample": 200, "engine.cli": 130}  # lines; others have 200
-MOST_LINES = 10350  # without the exchange with other projects
+BUDGETS = {"model": 330, "train": 250, "sample": 200, "cli": 130}  # lines; others have 200
+MOST_LINES = 10530  # without the exchange with other projects
 MOST_LINES_OF_EXCHANGE = 1000  # with convert.py
 MOST_LINES_OF_BENCHMARKS = 1700
 BLOCKS = (ast.For, ast.While, ast.If, ast.With, ast.Try, ast.Match)
@@ -60,7 +60,7 @@ def tree(name: str) -> ast.Module:
 
 
 def imports(name: str) -> set[str]:
-    """Every module that a file imports, anywhere in it, as written: `engine.cli`."""
+    """Every module that a file imports, anywhere in it, as written: `engine.shard`."""
     found: set[str] = set()
     for node in ast.walk(tree(name)):
         if isinstance(node, ast.Import):
@@ -105,20 +105,21 @@ def statements(name: str, kind: type[ast.AST]) -> Iterator[ast.AST]:
 @pytest.mark.parametrize("name", sorted(ROOMS - SCRIPTS))
 def test_a_room_imports_no_script_and_only_the_rooms_that_it_is_made_from(name: str) -> None:
     assert not imports(name) & SCRIPTS
-    known = {LEAF, room_of(name)} | KNOWS.get(room_of(name), set())
+    known = {*LEAVES, room_of(name)} | KNOWS.get(room_of(name), set())
     others = {*FOLDERS, "model"} - known
     assert not {room_of(module) for module in imports(name)} & others
 
 
 @pytest.mark.parametrize("name", sorted(ROOMS))
 def test_a_room_imports_its_own_library_and_no_other(name: str) -> None:
-    allowed = {"torch", "numpy", "model", LEAF, *FOLDERS} | sys.stdlib_module_names
+    allowed = {"torch", "numpy", "model", *LEAVES, *FOLDERS} | sys.stdlib_module_names
     allowed |= LIBRARIES.get(name, set())
     assert {room_of(module) for module in imports(name)} <= allowed
 
 
-def test_the_leaf_imports_nothing_but_the_standard_library() -> None:
-    assert {room_of(module) for module in imports(LEAF)} <= sys.stdlib_module_names
+@pytest.mark.parametrize(("name", "libraries"), [("files", set()), ("cli", {"tyro"})])
+def test_a_leaf_imports_no_room(name: str, libraries: set[str]) -> None:
+    assert {room_of(module) for module in imports(name)} <= sys.stdlib_module_names | libraries
 
 
 def test_the_model_imports_torch_only() -> None:

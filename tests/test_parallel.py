@@ -17,8 +17,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import train
+from cli import parse_config
 from engine import parallel
-from engine.cli import parse_config
 from engine.loss import LossModel, loss_and_gradients
 from engine.parallel import StopRequest, World, mix_seed, seed_dropout
 from helpers import PLAIN, SERVER, finish, signal_handlers_kept, write_tiny

@@ -360,7 +360,8 @@ DYING = """
 import datetime, os, signal, sys
 sys.path.insert(0, {repository!r})
 import train
-from engine import cli, parallel
+import cli
+from engine import parallel
 
 real = train.update
 

@@ -21,10 +21,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+import cli
 import sample
 import train
 from data.loader import Dataset, Windows
-from engine import checkpoint, cli, metrics
+from engine import checkpoint, metrics
 from engine.replica import draw_weights
 from helpers import (
     PLAIN,
@@ -586,9 +587,7 @@ def test_torchrun_stops_whole_and_goes_on_to_the_losses_of_one_process(
     tiny: Path, plain: list[float], tmp_path: Path
 ):
     out_dir, script = tmp_path / "run", tmp_path / "slow.py"
-    script.write_text(
-        "import test_train; from engine import cli; cli.run(test_train.train_on_a_slow_disk)"
-    )
+    script.write_text("import test_train; import cli; cli.run(test_train.train_on_a_slow_disk)")
     arguments = [tiny, f"--out_dir={out_dir}", *PLAIN, "--micro_batch_size=1"]
     process = torchrun(script, *arguments)
     wait_for_lines(out_dir / "metrics.jsonl", 2)

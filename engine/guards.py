@@ -1,0 +1,81 @@
+"""What a run watches for while it trains: mistakes that would otherwise pass in silence."""
+
+import statistics
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from engine.parallel import World, is_shared, local
+
+REPEATED_WITHIN = {"float32": 1e-3}  # nats; kernels of less precision may add up in any order
+LESS_PRECISE = 1e-2
+RECENT = 128  # losses that a spike is judged by
+SPIKE = 6.0  # standard deviations above their mean
+
+
+class Repeated:
+    """The losses that a run had logged after its last checkpoint, when it was interrupted.
+
+    A run that goes on does those steps once more. If they turn out otherwise, it does not go on as
+    it was: the data, the random numbers, the optimizer or the code are not the same.
+    """
+
+    def __init__(self, lines: Sequence[dict[str, float]] = (), precision: str = "float32") -> None:
+        """Take the lines of the log that will be written again."""
+        logged = (line for line in lines if "train_loss" in line)
+        self.losses = {line["step"]: line["train_loss"] for line in logged}
+        self.within = REPEATED_WITHIN.get(precision, LESS_PRECISE)
+
+    def check(self, step: int, loss: float) -> None:
+        """Raise ArithmeticError if a loss is not the one that was logged."""
+        before = self.losses.get(step, loss)
+        if not abs(loss - before) <= self.within:
+            raise ArithmeticError(
+                f"step {step} has a loss of {loss:.4f}, but before the run was interrupted it was "
+                f"{before:.4f}: data, optimizer, code or machine have changed; if that is meant, "
+                "start it with --resume once more, which compares no longer"
+            )
+
+
+class Spikes:
+    """Finds losses far above the recent ones."""
+
+    def __init__(self) -> None:
+        self.recent: deque[float] = deque(maxlen=RECENT)
+
+    def height(self, loss: float) -> float:
+        """Return how many standard deviations a loss is above the recent ones, 0 if unknown."""
+        is_known = len(self.recent) == RECENT
+        spread = statistics.pstdev(self.recent) if is_known else 0.0
+        height = (loss - statistics.fmean(self.recent)) / spread if spread > 0 else 0.0
+        self.recent.append(loss)
+        return height
+
+
+def check_copies(model: torch.nn.Module, world: World) -> None:
+    """Raise ArithmeticError if processes that must have the same weights do not.
+
+    Every process must call this. A flipped bit or a lost message would else go on for weeks.
+    """
+    if world.host_group is None:
+        return
+    parameters: list[Any] = list(model.state_dict().values())  # never the gathered ones
+    place: Any = None
+    if is_shared(parameters[0]):
+        mesh = parameters[0].device_mesh
+        place = mesh.get_local_rank(mesh.ndim - 1)  # those of another rank have other rows
+    # The bits as integers: any that differs changes their sum
+    bits = sum(local(p).detach().view(torch.int32).sum(dtype=torch.int64) for p in parameters)
+    found: list[Any] = [None] * world.size
+    dist.all_gather_object(found, (place, int(bits)), world.host_group)
+    first = dict(reversed(found))
+    strange = [rank for rank, (place, sum_) in enumerate(found) if sum_ != first[place]]
+    if strange:
+        raise ArithmeticError(
+            f"after step {world.step} processes {strange} have other weights than the first one "
+            "with the same share: a device, the network or a kernel is at fault; go on from the "
+            "last checkpoint with --resume, on another machine if it happens again"
+        )
