@@ -31,6 +31,7 @@ from data.writer import TokenFile, new_dataset
 from files import whole, write_text
 
 PIECE_BYTES = 2**29  # of text: about a hundred million tokens
+VAL_FRACTION = 0.001  # of a large corpus: more would be evaluated for hours
 PACKED = {".parquet": 2.5, ".gz": 3.0}  # bytes of text for a byte in such a file, roughly
 
 

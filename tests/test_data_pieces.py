@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,11 +45,10 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch, texts: Path) -> None:
     monkeypatch.setattr(pieces, "PIECE_BYTES", 2.5 * max(sizes))
 
 
-def build(texts: Path, out: Path, tokenizer: str = "byte") -> Dataset:
-    config = PrepareConfig(
-        sources=(str(texts),), tokenizer=tokenizer, out=out, vocab_size=300 * (tokenizer == "bpe")
-    )
-    prepare(config)
+def build(texts: Path, out: Path, tokenizer: str = "byte", val_fraction: float = 0.1) -> Dataset:
+    vocab_size = 300 if tokenizer == "bpe" else 0
+    settings: dict[str, Any] = {"tokenizer": tokenizer, "vocab_size": vocab_size, "out": out}
+    prepare(PrepareConfig(sources=(str(texts),), val_fraction=val_fraction, **settings))
     return Dataset.open(out)
 
 
@@ -73,6 +73,16 @@ def test_pieces_have_the_tokens_of_a_corpus_that_is_prepared_at_once(
         assert {key: found[key] for key in ("tokens", "bytes", "documents")} == {
             key: expected[key] for key in ("tokens", "bytes", "documents")
         }
+
+
+def test_of_a_large_corpus_little_validates_unless_more_is_asked_for(
+    texts: Path, tmp_path: Path, small_pieces: None, monkeypatch: pytest.MonkeyPatch
+):
+    assert pieces.VAL_FRACTION == 0.001
+    monkeypatch.setattr(pieces, "VAL_FRACTION", 0.02)
+    found = [build(texts, tmp_path / str(asked), val_fraction=asked) for asked in (0, 0.1)]
+    few, many = (dataset.meta["splits"]["val"]["documents"] for dataset in found)
+    assert 0 < few < 50 < many
 
 
 def test_a_preparation_that_is_started_again_writes_the_missing_pieces_alone(
@@ -155,6 +165,7 @@ def test_an_interrupted_preparation_keeps_its_whole_pieces_and_leaves_no_process
     script, out = tmp_path / "script.py", tmp_path / "out"
     script.write_text(SCRIPT.format(repository=str(REPOSITORY), size=pieces.PIECE_BYTES))
     command = [sys.executable, str(script), str(texts), "--tokenizer=byte", f"--out={out}"]
+    command.append("--val_fraction=0.1")
     process = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
     )

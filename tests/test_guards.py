@@ -184,9 +184,9 @@ def test_processes_whose_copies_differ_by_a_bit_stop_and_name_the_strange_one(
 ):
     log = tmp_path / "log"
     arguments = (tiny, f"--out_dir={tmp_path / 'run'}", "--optim.name=adamw")
-    for script, codes in (("train", [0, 0]), ("test_guards:train_with_a_flipped_bit", [2, 2])):
-        processes = start_two(script, *arguments, "--micro_batch_size=1", output=log)
-        assert [finish(process) for process in processes] == codes, log.read_text()
+    script = "test_guards:train_with_a_flipped_bit"
+    processes = start_two(script, *arguments, "--micro_batch_size=1", output=log)
+    assert [finish(process) for process in processes] == [2, 2], log.read_text()
     said = log.read_text()
     assert said.count("after step 8 processes [1] have other weights than the first one") == 2
     assert checkpoint.load(tmp_path / "run", "last")["step"] == 4

@@ -145,7 +145,7 @@ def test_a_flipped_bit_in_any_share_is_found(shared: Path, tmp_path: Path):
     checkpoint.load(out_dir, "last")
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_job_that_is_started_again_skips_a_damaged_share_and_names_it(
     tiny: Path, shared: Path, alone: Path, tmp_path: Path, rank: int
 ):
@@ -192,6 +192,7 @@ def train_where_one_process_cannot_write() -> None:
     train.main()
 
 
+@pytest.mark.slow
 def test_where_one_process_cannot_write_all_end_with_a_sentence_and_the_checkpoint_before(
     tiny: Path, alone: Path, tmp_path: Path
 ):
