@@ -73,13 +73,23 @@ def test_processes_that_share_a_model_give_the_losses_of_one(
     assert losses(tmp_path / "shared") == pytest.approx(losses(tmp_path / "alone"), abs=1e-5)
 
 
+# At three times these rates rounding alone grows to 3e-3 in 50 steps: one process that adds up its
+# gradients over other micro-batches differs as much
+GENTLE = (
+    *("--max_steps=50", "--optim.learning_rate=1e-3", "--optim.muon_learning_rate=0.005"),
+    "--optim.embedding_learning_rate=0.003",
+)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["ddp", "fsdp", "hsdp"])
+@pytest.mark.parametrize(
+    ("way", "kind"), [("ddp", "uneven"), ("fsdp", "large"), ("hsdp", "tied"), ("hsdp", "gpt2")]
+)
 def test_after_50_steps_four_processes_are_at_the_losses_of_one(
-    tiny: Path, tmp_path: Path, way: str
+    tiny: Path, tmp_path: Path, way: str, kind: str
 ):
-    run(4, way, tiny, tmp_path / "shared", *UNEVEN, "--max_steps=50")
-    train_here(tiny, tmp_path / "alone", *EXACT, *UNEVEN, "--max_steps=50")
+    run(4, way, tiny, tmp_path / "shared", *KINDS[kind], *GENTLE)
+    train_here(tiny, tmp_path / "alone", *EXACT, *KINDS[kind], *GENTLE)
     assert losses(tmp_path / "shared") == pytest.approx(losses(tmp_path / "alone"), abs=1e-4)
 
 
