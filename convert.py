@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import cli
-from engine import checkpoint
+from engine import checkpoint, report
 from exchange import foreign, gguf_file, hub_folder
 from exchange.gguf_file import GGUFType
 from model import ModelConfig, require
@@ -83,7 +83,7 @@ class Merge:
 
 def write(out_dir: Path, state: dict[str, Any]) -> None:
     """Write a run's folder with one checkpoint, and say what to do with it."""
-    checkpoint.open_folder(out_dir, state["config"], resume=False).close()
+    report.open_folder(out_dir, state["config"], resume=False).close()
     checkpoint.save(out_dir, state | {"optimizers": []}, ["last", "best"])
     print(f'next: python sample.py --out_dir={out_dir} --prompt="..."')
 

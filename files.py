@@ -117,6 +117,8 @@ class Lock:
             self.close()
             way_out = "wait until it has ended, or choose another folder"
             raise OSError(f"another process is writing to {folder}: {way_out}") from None
+        except OSError:  # this file system has no locks
+            self.close()
 
     def close(self) -> None:
         if self.descriptor is not None:

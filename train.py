@@ -62,7 +62,7 @@ class TrainConfig:
     eval_tokens: int = 0
     """Evaluate on this many first tokens of the validation split; 0 takes all of it."""
     samples: int = 2
-    """Samples to print at the end; 0 also skips loss.png."""
+    """Samples to print at the end (none where no process has the model); 0 also skips loss.png."""
     device: DeviceName = "auto"
     """Device to train on; auto takes the best that is here."""
     precision: Precision = "auto"
@@ -233,7 +233,7 @@ def conclude(run: Run) -> None:
     config, dataset = run.config, run.dataset
     val_T = dataset.tokens("val", config.eval_tokens)
     bigram = bigram_loss(dataset.tokens("train"), val_T, dataset.vocab_size)
-    if config.samples > 0:
+    if config.samples > 0 and not parallel.is_shared(run.model.lm_head.weight):
         settings = sample.SampleConfig(num_samples=config.samples, seed=config.seed)
         sample.write_samples(load_model(config.out_dir, "last", config.device), [""], settings)
     levels = (run.progress.best_val_loss, bigram, dataset.entropy(config.eval_tokens))

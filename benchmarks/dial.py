@@ -16,7 +16,7 @@ from benchmarks.table import Output, Row, Tables
 from benchmarks.training import train
 from data.loader import Dataset
 from engine import recipe
-from engine.report import product_weights
+from engine.count import product_weights
 from engine.trial import PILOT_LAYERS, hardness
 from sampling.load import load_model
 

@@ -12,7 +12,7 @@ from benchmarks.runs import python, run, seconds_of
 from benchmarks.table import Output, Row, Tables
 from cli import read_toml
 from data.loader import Dataset
-from engine import report
+from engine import count
 from engine.device import DeviceName, find_device
 from engine.loss import LossModel
 from model import GPT, ModelConfig, require
@@ -130,7 +130,7 @@ def speed_row(model: GPT, weight_bytes: int, prompts: list[list[int]]) -> Row:
 
 def weight_bytes(model: GPT, precision: SamplePrecision) -> int:
     """Return the bytes of the weights that a decode step reads: blocks and output head."""
-    parts = report.count_parameters(model)
+    parts = count.count_parameters(model)
     blocks = parts["attention"] + parts["mlp"] + parts["norms"]
     return BYTES[precision] * (blocks + model.lm_head.weight.numel())
 

@@ -14,8 +14,8 @@ from benchmarks.runs import python, run, temporary_folder
 from benchmarks.table import MEBIBYTE, Output, Row, Tables
 from benchmarks.training import SETTLING_STEPS, milliseconds, settled
 from engine import metrics
+from engine.count import flops_per_token, product_weights
 from engine.loss import BYTES_PER_LOGIT
-from engine.report import flops_per_token, product_weights
 from engine.shard import STATE_BYTES
 from model import ModelConfig
 
@@ -103,7 +103,8 @@ def calculated(name: str, gpus: int, mfu: float) -> Row:
     n_blocks, n = parameters(config)
     state = STATE_BYTES * n / gpus
     muon = (MUON_BYTES * n_blocks + STATE_BYTES * (n - n_blocks)) / gpus
-    gathered = 3 * 4 * n_blocks / config.n_layer  # two blocks, and the gradient of one
+    n_ends = n - n_blocks  # embeddings and head, which stay gathered, as their gradients do
+    gathered = 4 * (3 * n_blocks / config.n_layer + 2 * n_ends)  # two blocks and one's gradient
     logits = 8 * min(config.context_length * config.vocab_size, MEMORY / BYTES_PER_LOGIT)
     always = state + logits + (gathered if gpus > 1 else 0)
     channels = config.n_embd * config.context_length

@@ -12,7 +12,7 @@ import torch
 from benchmarks.runs import python, run, seconds_of, temporary_folder
 from benchmarks.table import MEBIBYTE, Repeated, Row, Tables, medians
 from cli import read_toml
-from engine import metrics, report
+from engine import count, metrics
 from engine.device import DTYPES, find_device
 from sampling.load import load_model
 
@@ -106,12 +106,12 @@ def utilisation(out_dir: Path, step_seconds: float) -> Row:
     settings, model = read_toml(str(out_dir / "config.toml")), load_model(out_dir, "last").model
     device, precision = find_device(settings["device"]), settings["precision"]
     gpu = torch.cuda.get_device_name() if device == "cuda" else ""
-    known = report.peak_flops(gpu, precision)
+    known = count.peak_flops(gpu, precision)
     peak = known or matrix_flops(device, precision)
     tokens_per_second = settings["batch_size"] * model.config.context_length / step_seconds
-    flops = tokens_per_second * report.flops_per_token(model.config)
+    flops = tokens_per_second * count.flops_per_token(model.config)
     return {
-        "parameters": report.count_parameters(model)["total"],
+        "parameters": count.count_parameters(model)["total"],
         "tokens/s": tokens_per_second,
         "TFLOP/s": flops / 1e12,
         "machine's TFLOP/s": peak / 1e12,

@@ -29,12 +29,8 @@ def encode_all(parts: Iterable[Part], tokenizer: Tokenizer, *, separate: bool) -
 
     Raises ValueError if the tokenizer has no end-of-text to separate them by.
     """
-    if separate and tokenizer.end_of_text is None:
-        kind = tokenizer.state()["kind"]
-        raise ValueError(
-            f"several documents are separated by end-of-text, which this {kind} tokenizer has not: "
-            "give one document, or another --tokenizer"
-        )
+    if separate:
+        check_end_of_text(tokenizer)
     own = threading.local()
 
     def begin_thread() -> None:
@@ -54,6 +50,16 @@ def encode_all(parts: Iterable[Part], tokenizer: Tokenizer, *, separate: bool) -
                 yield from waiting.popleft().result()
         while waiting:
             yield from waiting.popleft().result()
+
+
+def check_end_of_text(tokenizer: Tokenizer) -> None:
+    """Raise ValueError if a tokenizer has nothing to separate documents by."""
+    if tokenizer.end_of_text is None:
+        kind = tokenizer.state()["kind"]
+        raise ValueError(
+            f"several documents are separated by end-of-text, which this {kind} tokenizer has not: "
+            "give one document, or another --tokenizer"
+        )
 
 
 def encode_part(part: Part, tokenizer: Tokenizer, separate: bool) -> Encoded:

@@ -90,11 +90,12 @@ class DatasetWriter:
 
     def commit(self, **about: Any) -> dict[str, Any]:
         """Make the files ready to replace the old dataset; return meta.json, with `about` in it."""
-        for split, file in self.files.items():
-            if file.tokens < FEWEST_TOKENS:
+        splits = {split: file.describe(split) for split, file in self.files.items()}
+        for split, counts in about.get("splits", splits).items():
+            if counts["tokens"] < FEWEST_TOKENS:
                 raise ValueError(
-                    f"the {split} split must have {FEWEST_TOKENS} tokens: got {file.tokens}; give "
-                    "more text, or another --val_fraction"
+                    f"the {split} split must have {FEWEST_TOKENS} tokens: got {counts['tokens']}; "
+                    "give more text, or another --val_fraction"
                 )
         if self.ranks:
             self.texts[RANKS].write(self.ranks)
@@ -104,7 +105,7 @@ class DatasetWriter:
             "vocab_size": self.tokenizer.vocab_size,
             "end_of_text": self.tokenizer.end_of_text,
             "dtype": self.dtype.name,
-            "splits": {split: file.describe(split) for split, file in self.files.items()},
+            "splits": splits,
             **about,
             "tokenizer": self.state,
         }

@@ -66,7 +66,7 @@ def _write(out_dir: Path, state: dict[str, Any]) -> dict[str, Any]:
     """Write a checkpoint under a name of its own; return its entry for the record."""
     partial = out_dir / "checkpoint.partial"
     with open(partial, "wb") as file:
-        torch.save({"format": FORMAT, **state}, file)
+        torch.save({**state, "format": FORMAT}, file)
         files.sync(file)
     digest = files.sha256(partial)
     size = partial.stat().st_size
@@ -79,31 +79,13 @@ def _sweep(out_dir: Path, *records: Record) -> None:
     entries = [entry for record in records for entry in record.values()]
     kept = {entry["file"] for entry in entries}
     kept |= {entry["shares"]["folder"] for entry in entries if entry["shares"]}
-    patterns = ("step_*.pt", "step_*.shares", "*.partial")
+    patterns = ("step_*.pt", "step_*.shares", "checkpoint*.partial")
     for path in itertools.chain(*map(out_dir.glob, patterns)):
         try:
             if path.name not in kept:
                 files.remove(path)
         except OSError as error:  # it only takes up room
             print(f"{path} could not be removed ({error.strerror})", file=sys.stderr)
-
-
-def open_folder(out_dir: Path, config: str, resume: bool) -> files.Lock:
-    """Make the run's folder and put its config there; a new run sets an older one aside.
-
-    Returns a lock, which keeps other runs out until it is closed. Raises OSError if there is one.
-    """
-    if not out_dir.name:
-        raise ValueError(f"out_dir must have a name, such as out/run: got {out_dir}")
-    if out_dir.exists():
-        files.Lock(out_dir).close()  # nobody may be writing to it
-    if (out_dir / RECORD).exists() and not resume:
-        names = (f"{out_dir.name}_{number}" for number in itertools.count(1))
-        aside = next(path for name in names if not (path := out_dir.with_name(name)).exists())
-        out_dir.rename(aside)
-        print(f"{out_dir} held another run, which is now in {aside}")
-    files.write_text(out_dir / "config.toml", config)
-    return files.Lock(out_dir)
 
 
 def history(out_dir: Path) -> list[str]:
@@ -140,7 +122,8 @@ def read(out_dir: Path, name: str, rank: int = 0, n_ranks: int = 1) -> dict[str,
         raise ValueError(f"{out_dir} has no {name} checkpoint, only: {', '.join(record)}")
     path = out_dir / record[name]["file"]
     others = [other for other, entry in record.items() if entry["file"] != path.name]
-    way_out = f"; there is also the {others[0]} checkpoint" if others else ""
+    found = f"; there is also the {others[0]} checkpoint" if others else ""
+    way_out = "; --auto_resume goes on from the one before" if others == [PREVIOUS] else found
     if not path.exists():
         raise FileNotFoundError(f"{path}, the {name} checkpoint, is missing{way_out}")
     if files.sha256(path) != record[name]["sha256"]:
@@ -177,6 +160,14 @@ def newest_first(out_dir: Path) -> list[str]:
     record = _read_record(out_dir)
     names = [name for name in ("last", PREVIOUS, "best") if name in record]
     return sorted(names, key=lambda name: -record[name]["step"])
+
+
+def go_on_from(out_dir: Path, name: str) -> None:
+    """Let the checkpoint called `name` be the last one, because the one that was is damaged."""
+    record = _read_record(out_dir)
+    if record["last"] != record[name]:
+        record["last"] = record[name]
+        files.write_text(out_dir / RECORD, json.dumps(record, indent=2))
 
 
 def has_last(out_dir: Path) -> bool:

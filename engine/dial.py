@@ -19,8 +19,8 @@ import torch
 import cli
 import files
 from engine import recipe
+from engine.count import flops_per_token, product_weights
 from engine.parallel import World
-from engine.report import flops_per_token, product_weights
 from engine.trial import PILOT_LAYERS, TIMED_SHARE, Pilot, Speed, Trial
 from model import ModelConfig, require
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from engine.parallel import World, is_shared, local
 
+MOST_REPEATED = 10  # steps that are compared
 REPEATED_WITHIN = {"float32": 1e-3}  # nats; kernels of less precision may add up in any order
 LESS_PRECISE = 1e-2
 RECENT = 128  # losses that a spike is judged by
@@ -19,14 +19,15 @@ SPIKE = 6.0  # standard deviations above their mean
 class Repeated:
     """The losses that a run had logged after its last checkpoint, when it was interrupted.
 
-    A run that goes on does those steps once more. If they turn out otherwise, it does not go on as
-    it was: the data, the random numbers, the optimizer or the code are not the same.
+    A run that goes on does those steps once more. If the first of them turn out otherwise, it does
+    not go on as it was: the data, the random numbers, the optimizer or the code are not the same.
+    Later ones may differ, because rounding grows.
     """
 
     def __init__(self, lines: Sequence[dict[str, float]] = (), precision: str = "float32") -> None:
         """Take the lines of the log that will be written again."""
-        logged = (line for line in lines if "train_loss" in line)
-        self.losses = {line["step"]: line["train_loss"] for line in logged}
+        logged = [line for line in lines if "train_loss" in line]
+        self.losses = {line["step"]: line["train_loss"] for line in logged[:MOST_REPEATED]}
         self.within = REPEATED_WITHIN.get(precision, LESS_PRECISE)
 
     def check(self, step: int, loss: float) -> None:
@@ -36,7 +37,7 @@ class Repeated:
             raise ArithmeticError(
                 f"step {step} has a loss of {loss:.4f}, but before the run was interrupted it was "
                 f"{before:.4f}: data, optimizer, code or machine have changed; if that is meant, "
-                "start it with --resume once more, which compares no longer"
+                "start it with --resume once more: what was logged before is no longer compared"
             )
 
 
@@ -58,7 +59,7 @@ class Spikes:
 def check_copies(model: torch.nn.Module, world: World) -> None:
     """Raise ArithmeticError if processes that must have the same weights do not.
 
-    Every process must call this. A flipped bit or a lost message would else go on for weeks.
+    Every process must call this. A flipped bit would otherwise go unnoticed for weeks.
     """
     if world.host_group is None:
         return
@@ -67,15 +68,14 @@ def check_copies(model: torch.nn.Module, world: World) -> None:
     if is_shared(parameters[0]):
         mesh = parameters[0].device_mesh
         place = mesh.get_local_rank(mesh.ndim - 1)  # those of another rank have other rows
-    # The bits as integers: any that differs changes their sum
+    # The bits as integers: one that differs changes their sum
     bits = sum(local(p).detach().view(torch.int32).sum(dtype=torch.int64) for p in parameters)
-    found: list[Any] = [None] * world.size
-    dist.all_gather_object(found, (place, int(bits)), world.host_group)
+    found = world.gather((place, int(bits)))
     first = dict(reversed(found))
     strange = [rank for rank, (place, sum_) in enumerate(found) if sum_ != first[place]]
     if strange:
         raise ArithmeticError(
-            f"after step {world.step} processes {strange} have other weights than the first one "
-            "with the same share: a device, the network or a kernel is at fault; go on from the "
-            "last checkpoint with --resume, on another machine if it happens again"
+            f"after step {world.step} processes {strange} have different weights from the first "
+            "one with the same share: a device, the network or a kernel is at fault; go on from "
+            "the last checkpoint with --resume, on another machine if it happens again"
         )

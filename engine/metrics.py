@@ -17,7 +17,7 @@ from engine.parallel import StopRequest
 from engine.wandb_run import WandbRun
 
 OnNonfinite = Literal["stop", "skip"]
-MOST_SKIPPED = 10  # updates in turn that are not finite; then the run ends all the same
+MOST_SKIPPED = 10  # updates in a row that are not finite; then the run ends all the same
 
 
 class Update(NamedTuple):
@@ -56,7 +56,7 @@ class Metrics:
         self.lock, self.skip, self.repeated = lock, skip, repeated or Repeated()
         self.spikes = Spikes()
         self.skipped = 0
-        self.skipped_in_turn = 0
+        self.skipped_in_a_row = 0
         path = Path(os.devnull) if out_dir is None else out_dir / "metrics.jsonl"
         self.file = path.open("a", encoding="utf-8")
         self.elapsed_seconds = elapsed_seconds
@@ -91,10 +91,10 @@ class Metrics:
             self._write(update.step, self._judged(update.step, loss, grad_norm) | update.values)
 
     def _judged(self, step: int, loss: float, grad_norm: float) -> dict[str, float]:
-        """Return what to log of an update. Raises ArithmeticError if it should not be gone on."""
+        """Return what to log of an update. Raises ArithmeticError if the run should end."""
         is_skipped = self.skip and not math.isfinite(loss + grad_norm)
-        self.skipped_in_turn = self.skipped_in_turn + 1 if is_skipped else 0
-        if is_skipped and self.skipped_in_turn < MOST_SKIPPED:
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if is_skipped else 0
+        if is_skipped and self.skipped_in_a_row < MOST_SKIPPED:
             self.skipped += 1
             self._say(f"step {step:6d}: skipped, as loss or gradient is not finite")
             return {"skipped_updates": self.skipped}
@@ -102,7 +102,9 @@ class Metrics:
         self.repeated.check(step, loss)
         height = self.spikes.height(loss)
         if height > SPIKE:
-            self._say(f"step {step:6d}: a loss of {loss:.4f}, {height:.0f} deviations above others")
+            self._say(
+                f"step {step:6d}: a loss of {loss:.4f}, {height:.0f} deviations above the last"
+            )
         return {"train_loss": loss, "grad_norm": grad_norm}
 
     def _say(self, line: str) -> None:
@@ -143,19 +145,14 @@ def forget_from(path: Path, first_step: int) -> None:
     """Drop the lines from a step on, at which a run resumes, and one that a kill cut off."""
     if not path.exists():
         return
-    kept = [line for line in whole_lines(path) if line["step"] < first_step]
+    kept = [line for line in read(path) if line["step"] < first_step]
     files.write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
 
-def whole_lines(path: Path) -> list[dict[str, float]]:
-    """Return the lines of a metrics.jsonl, whose last one may have been cut by a kill."""
+def read(path: Path) -> list[dict[str, float]]:
+    """Return the lines of a metrics.jsonl, but not a last one that a kill has cut."""
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     return [json.loads(line) for line in lines if line.endswith("\n")]
-
-
-def read(path: Path) -> list[dict[str, float]]:
-    """Return the lines of a metrics.jsonl."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def check_finite(step: int, **numbers: float) -> None:

@@ -48,6 +48,12 @@ class World:
         dist.all_reduce(values)
         return values
 
+    def gather(self, value: Any) -> list[Any]:
+        """Return what each process passes, on the host; all must call this, from one thread."""
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value, self.host_group)
+        return values
+
     def wait_for_all(self) -> None:
         """Return when every process has come here."""
         if self.size > 1:
@@ -75,12 +81,13 @@ def world(device: DeviceName) -> Iterator[World]:
         dist.barrier()  # rank 0 may still be sampling
     except BaseException as error:
         traceback.clear_frames(error.__traceback__)  # they hold the replica
-        if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+        is_lost = isinstance(error, dist.DistError) or "gloo" in str(error)
+        if not (isinstance(error, RuntimeError) and is_lost):
             raise
         raise OSError(
-            f"process {joined.rank}, after step {joined.step}, waits no longer for another one, "
-            f"which has ended or said nothing for {TIMEOUT.total_seconds():.0f} s: see what that "
-            "one printed, and go on with --auto_resume"
+            f"process {joined.rank} gave up waiting for another process after step {joined.step}: "
+            f"that one has ended, or said nothing for {TIMEOUT.total_seconds():.0f} s; see what it "
+            f"printed, and go on with --auto_resume ({' '.join(str(error).split())[:120]})"
         ) from error
     finally:
         gc.collect()  # a replica that outlives its process group aborts at exit, or waits for ever

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
+from engine.count import count_parameters
 from engine.device import choose_precision, memory_bytes
 from engine.parallel import World
-from engine.report import count_parameters
 from engine.trial import Pilot
 from model import GPT, ModelConfig
 

@@ -1,79 +1,22 @@
 """What a run says of itself: what will be trained, how fast, and at the end a picture."""
 
-import re
+import itertools
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 import cli
+import files
 from engine import checkpoint
+from engine.count import count_parameters, flops_per_token, peak_flops
 from engine.guards import Repeated
-from engine.metrics import Metrics, read, whole_lines
+from engine.metrics import Metrics, read
 from engine.parallel import World
 from engine.wandb_run import start_wandb
 from model import GPT, ModelConfig
-
-# FLOP/s of dense bfloat16 matrix products, from NVIDIA's data sheets, by the name that torch gives;
-# unlisted variants have clocks of their own, so their MFU is not reported
-PEAK_FLOPS = {
-    r"A100\b.*": 312e12,
-    r"H100 80GB HBM3": 989e12,  # SXM
-    r"H100 PCIe": 756e12,
-    r"H100 NVL": 835e12,
-    r"H200": 989e12,
-    r"L4": 121e12,
-    r"L40S": 362e12,
-    r"GeForce RTX 4090": 165e12,
-}
-
-
-def count_parameters(model: nn.Module) -> dict[str, int]:
-    """Return the number of parameters by part, and their total; a tied head counts as 0."""
-    parts = {  # the first that fits, so that attn.q_norm is a norm
-        "norms": ("norm.", "ln_"),
-        "embeddings": ("wte", "wpe"),
-        "attention": ("attn",),
-        "mlp": ("mlp",),
-        "head": ("lm_head",),
-    }
-    counts = dict.fromkeys(parts, 0)
-    for name, parameter in model.named_parameters():
-        part = next(part for part, pieces in parts.items() if any(p in name for p in pieces))
-        counts[part] += parameter.numel()
-    return counts | {"total": sum(counts.values())}
-
-
-def product_weights(config: ModelConfig) -> int:
-    """Return the number of weights in matrix products: those of the blocks and of the head."""
-    config = config.sized()
-    C, HD, KD = config.n_embd, *(n * config.head_dim for n in (config.n_head, config.n_kv_head))
-    mlp = (3 if config.is_modern else 2) * C * config.n_inner
-    per_layer = C * (HD + 2 * KD) + HD * C + mlp
-    return config.n_layer * per_layer + C * config.vocab_size  # a tied head multiplies, too
-
-
-def flops_per_token(config: ModelConfig) -> int:
-    """Return the operations of a forward and a backward pass (Chowdhery et al., 2022, app. B).
-
-    6 per weight of a matrix product, the output head included, and 12 per channel of a query and
-    position of the context, masked or not.
-    """
-    config = config.sized()
-    channels = config.n_layer * config.n_head * config.head_dim
-    return 6 * product_weights(config) + 12 * channels * config.context_length
-
-
-def peak_flops(device_name: str, precision: str = "bfloat16") -> float | None:
-    """Return what a GPU can do at most per second; None if no data sheet is listed for it."""
-    if precision != "bfloat16":
-        return None
-    name = device_name.removeprefix("NVIDIA ")
-    found = (peak for pattern, peak in PEAK_FLOPS.items() if re.fullmatch(pattern, name))
-    return next(found, None)
 
 
 def open_log(run: Any) -> Metrics:
@@ -86,7 +29,7 @@ def open_log(run: Any) -> Metrics:
     # Running it again repeats the run
     text = cli.dump_config(replace(config, resume=False, auto_resume=False))
     repeated = lines_to_repeat(config.out_dir, text, start.step) if config.resume else []
-    lock = checkpoint.open_folder(config.out_dir, text, config.resume)
+    lock = open_folder(config.out_dir, text, config.resume)
     wandb = start_wandb(config.wandb, config.out_dir, asdict(config))
     return Metrics(
         config.out_dir,
@@ -103,9 +46,28 @@ def open_log(run: Any) -> Metrics:
 def lines_to_repeat(out_dir: Path, config: str, first_step: int) -> list[dict[str, float]]:
     """Return what a run had logged from a step on, if it had this config."""
     before, log = out_dir / "config.toml", out_dir / "metrics.jsonl"
-    if not log.exists() or before.read_text(encoding="utf-8") != config:
+    is_there = log.exists() and before.exists()
+    if not is_there or before.read_text(encoding="utf-8") != config:
         return []
-    return [line for line in whole_lines(log) if line["step"] >= first_step]
+    return [line for line in read(log) if line["step"] >= first_step]
+
+
+def open_folder(out_dir: Path, config: str, resume: bool) -> files.Lock:
+    """Make the run's folder and put its config there; a new run sets an older one aside.
+
+    Returns a lock, which keeps other runs out until it is closed. Raises OSError if there is one.
+    """
+    if not out_dir.name:
+        raise ValueError(f"out_dir must have a name, such as out/run: got {out_dir}")
+    if out_dir.exists():
+        files.Lock(out_dir).close()  # nobody may be writing to it
+    if (out_dir / checkpoint.RECORD).exists() and not resume:
+        names = (f"{out_dir.name}_{number}" for number in itertools.count(1))
+        aside = next(path for name in names if not (path := out_dir.with_name(name)).exists())
+        out_dir.rename(aside)
+        print(f"{out_dir} held another run, which is now in {aside}")
+    files.write_text(out_dir / "config.toml", config)
+    return files.Lock(out_dir)
 
 
 def announce(

@@ -103,6 +103,8 @@ def newest(run: Any) -> dict[str, Any]:
             if config.auto_resume:
                 print(f"skipped the {name} checkpoint: {error}", flush=True)
         if world.sum(torch.tensor(float(not state))) == 0:
+            if world.is_main:
+                checkpoint.go_on_from(config.out_dir, name)
             return state
     raise problem or ValueError(f"another process found {config.out_dir} damaged, as it says")
 
@@ -130,6 +132,9 @@ def unpack(state: dict[str, Any], model: nn.Module, optimizers: list[Optimizer])
     if "shares" in state:
         shares.read(state["shares"], shares.flat(pack(model, optimizers)))
         return
+    has_optimizers = len(state["optimizers"]) > 0
+    way_out = "start a new run from its weights with --init_from"
+    require(has_optimizers, f"the checkpoint has no state of an optimizer to go on with: {way_out}")
     names = [optimizer.state.keys() for optimizer in optimizers]
     is_same = names == [saved.keys() for saved in state["optimizers"]]
     require(is_same, "a run goes on with its own optimizer: optim.name has changed")
@@ -148,8 +153,9 @@ def load_weights(model: nn.Module, weights: dict[str, Any]) -> None:
 def save(run: Any, names: list[str]) -> None:
     """Begin to write all that resuming and sampling need. Every process must call this."""
     run.log.flush(run.stop)  # raises, before anything is saved, if an update was not finite
+    run.saver.close()  # its thread and check_copies would both speak with the other processes
     check_copies(run.model, run.world)
-    is_to_resume = "last" in names  # runs go on only from "last", so no other needs the optimizers
+    is_to_resume = "last" in names  # no run goes on from another, so no other needs the optimizers
     state = {
         "step": run.progress.step,
         "best_val_loss": run.progress.best_val_loss,

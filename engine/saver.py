@@ -3,10 +3,12 @@
 import shutil
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import torch
 from torch import Tensor
 
 from engine import checkpoint, shares
@@ -29,9 +31,9 @@ class Saver:
         self.close()
         are_shared = any(map(is_shared, state["model"].values()))
         if world.is_main or are_shared:
-            write = write_shares if are_shared else write_whole
             copy = host_copy(state, None if are_shared else {})
-            self.pending = self.thread.submit(write, out_dir, copy, names, world)
+            save = partial(write_shares, world) if are_shared else checkpoint.save
+            self.pending = self.thread.submit(save, out_dir, copy, names)
 
     def close(self) -> None:
         """Wait until what was begun is written. Raises OSError if it could not be."""
@@ -61,17 +63,15 @@ def host_copy(value: Any, done: dict[Any, Tensor] | None) -> Any:
     return done[key]
 
 
-def write_whole(out_dir: Path, state: dict[str, Any], names: list[str], world: World) -> None:
-    checkpoint.save(out_dir, state, names)
-
-
-def write_shares(out_dir: Path, state: dict[str, Any], names: list[str], world: World) -> None:
+def write_shares(world: World, out_dir: Path, state: dict[str, Any], names: list[str]) -> None:
     """Write this process's share; when all are written, the main process puts them on record."""
-    group = world.host_group
-    token = shares.agreed(uuid4().hex[:8], group)[0]
+    if world.device.type == "cuda":
+        torch.cuda.set_device(world.device)  # a thread begins with the first GPU
+    token = world.gather(uuid4().hex[:8])[0]
     folder = out_dir / f"step_{state['step']:08d}_{token}.shares"
     try:
-        each = together(lambda: shares.write(folder, shares.flat(state), group), group)
+        tensors = shares.flat(state)
+        each = together(lambda: shares.write(folder, tensors, world.host_group), world)
     except OSError as error:
         shutil.rmtree(folder, ignore_errors=True)
         raise OSError(checkpoint.not_written(state["step"], out_dir, error)) from error
@@ -83,18 +83,18 @@ def write_shares(out_dir: Path, state: dict[str, Any], names: list[str], world: 
         if world.is_main:
             checkpoint.save(out_dir, small, names, its_shares)
 
-    together(put_on_record, group)
+    together(put_on_record, world)
 
 
-def together(task: Callable[[], Any], group: Any) -> list[Any]:
-    """Do this in every process; return what each got. Raises OSError in all if one raises it."""
+def together(task: Callable[[], Any], world: World) -> list[Any]:
+    """Do this in every process; return what each got. Raises OSError in all if one fails."""
     result = None
     problem = ""
     try:
         result = task()
-    except OSError as error:
-        problem = str(error)
-    results, problems = zip(*shares.agreed((result, problem), group), strict=True)
+    except Exception as error:  # the others must not wait for this process
+        problem = str(error) or repr(error)
+    results, problems = zip(*world.gather((result, problem)), strict=True)
     if any(problems):
         raise OSError(max(problems))
     return list(results)

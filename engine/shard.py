@@ -11,9 +11,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from engine.count import product_weights
 from engine.device import memory_bytes
 from engine.parallel import World, is_shared, local
-from engine.report import product_weights
 from model import ModelConfig, require
 
 Parallel = Literal["auto", "ddp", "fsdp", "hsdp"]

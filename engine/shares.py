@@ -43,19 +43,11 @@ def write(folder: Path, tensors: Tensors, group: Any) -> dict[str, str]:
     writer = hf_storage.HuggingFaceStorageWriter(str(folder), mapping, save_distributed=True)
     try:
         state_dict_saver.save(tensors, storage_writer=writer, process_group=group)
-    except api.CheckpointException as error:  # a BaseException that holds a whole traceback
-        rank, (reason, _) = next(iter(error.failures.items()))
-        raise OSError(f"process {rank}: {reason}") from None
+    except api.CheckpointException as error:  # which is a BaseException
+        raise OSError(reason_of(error)) from None
     files.sync_folder(folder)
     own = folder.glob(f"shard-{dist.get_rank(group) + 1:05d}-*.safetensors")
     return {path.name: files.sha256(path) for path in own}
-
-
-def agreed(value: Any, group: Any) -> list[Any]:
-    """Return what each process passes; every one must call this."""
-    values: list[Any] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(values, value, group)
-    return values
 
 
 def read(folder: Path, tensors: Tensors) -> None:
@@ -84,9 +76,18 @@ def sizes(folder: Path) -> dict[str, Any]:
 
 
 def fill(tensors: Tensors, folder: Path) -> None:
-    """Read tensors of these names; each process does so by itself."""
-    from torch.distributed.checkpoint import hf_storage, state_dict_loader
+    """Read tensors of these names; each process does so by itself. Raises OSError."""
+    from torch.distributed.checkpoint import api, hf_storage, state_dict_loader
 
     reader = hf_storage.HuggingFaceStorageReader(str(folder))
-    with warnings.catch_warnings(action="ignore", category=UserWarning):  # of no other process
-        state_dict_loader.load(tensors, storage_reader=reader, no_dist=True)
+    try:
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # of no other process
+            state_dict_loader.load(tensors, storage_reader=reader, no_dist=True)
+    except api.CheckpointException as error:
+        raise OSError(f"{folder} cannot be read: {reason_of(error)}") from None
+
+
+def reason_of(error: Any) -> str:
+    """Return the first reason in a CheckpointException, whose own text is a whole traceback."""
+    rank, (reason, _) = next(iter(error.failures.items()))
+    return f"process {rank}: {reason}"

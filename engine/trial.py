@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engine.count import flops_per_token, product_weights
 from engine.loss import evaluate
 from engine.parallel import World
-from engine.report import flops_per_token, product_weights
 from model import require
 
 PILOT_LAYERS = 2

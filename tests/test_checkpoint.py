@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine import checkpoint, resume
+from engine import checkpoint, report, resume
 from engine.loss import LossModel
 from engine.optim import OptimConfig, Optimizer, build_optimizers
 from engine.parallel import World
@@ -121,6 +121,26 @@ def test_the_checkpoint_before_the_last_is_kept_to_go_on_from(saved: Path):
     assert steps_to_go_on_from() == [5, 5, 2]
     checkpoint.save(saved, state(3), ["last"])  # a run that went on from step 2
     assert steps_to_go_on_from() == [5, 3, 2]
+
+
+def test_after_a_damaged_last_checkpoint_the_one_gone_on_from_stays(saved: Path):
+    damaged = path_of(saved, "last")
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    checkpoint.go_on_from(saved, "previous")
+    checkpoint.save(saved, state(5), ["last", "best"])
+    assert [checkpoint.load(saved, n)["step"] for n in checkpoint.newest_first(saved)] == [5, 5, 1]
+    assert not damaged.exists()
+
+
+def test_what_was_read_of_an_old_format_is_written_in_the_new_one(tmp_path: Path):
+    checkpoint.save(tmp_path, state(1) | {"format": 1}, ["last"])
+    assert checkpoint.load(tmp_path, "last")["format"] == checkpoint.FORMAT
+
+
+def test_what_another_thread_writes_in_the_folder_is_not_swept(saved: Path):
+    (saved / "config.toml.partial").write_text("being written")
+    checkpoint.save(saved, state(3), ["last"])
+    assert (saved / "config.toml.partial").exists()
 
 
 def test_saving_a_step_again_is_harmless(saved: Path):
@@ -404,11 +424,11 @@ def test_a_new_run_sets_the_run_before_it_aside(
     saved: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ):
     out_dir = tmp_path / "a/run"
-    checkpoint.open_folder(out_dir, "seed = 0", resume=False).close()
+    report.open_folder(out_dir, "seed = 0", resume=False).close()
     for number in (1, 2, 3):
         (out_dir / "metrics.jsonl").write_text(f"{number}")
         checkpoint.save(out_dir, state(number), ["last"])
-        checkpoint.open_folder(out_dir, f"seed = {number}", resume=False).close()
+        report.open_folder(out_dir, f"seed = {number}", resume=False).close()
         assert names_in(out_dir) == {"config.toml"}
         assert capsys.readouterr().out.endswith(f"which is now in {out_dir}_{number}\n")
     for number in (1, 2, 3):
@@ -420,7 +440,7 @@ def test_a_new_run_sets_the_run_before_it_aside(
 
 def test_a_resumed_run_keeps_its_folder(saved: Path):
     before = names_in(saved)
-    checkpoint.open_folder(saved, "seed = 2", resume=True).close()
+    report.open_folder(saved, "seed = 2", resume=True).close()
     assert names_in(saved) == before | {"config.toml"}
 
 

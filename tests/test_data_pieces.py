@@ -16,6 +16,7 @@ import pytest
 from data import pieces
 from data.loader import Dataset
 from data.prepare import PrepareConfig, prepare
+from data.tokenizer import CharTokenizer
 from helpers import REPOSITORY, losses, train_here
 
 N_FILES = 12
@@ -120,6 +121,50 @@ def test_pieces_of_other_texts_or_settings_are_written_anew_and_the_old_ones_rem
     assert new != old
     n = sum(split["documents"] for split in dataset.meta["splits"].values())
     assert n == 100 * N_FILES + (changed == "a text")
+
+
+def test_a_damaged_piece_is_written_again_and_foreign_folders_stay(
+    texts: Path, tmp_path: Path, small_pieces: None
+):
+    out = tmp_path / "out"
+    (out / "pieces_of_our_music").mkdir(parents=True)
+    meta = build(texts, out).meta
+    (folder,) = out.glob("pieces_????????")
+    for name in ("train_00001.bin", "val_00003.bin"):
+        path = folder / name
+        path.write_bytes(path.read_bytes()[:-2] + b"\1\0")
+    (folder / "train_00002.bin").unlink()
+    before = written(out)
+    assert build(texts, out).meta == meta
+    after = written(out)
+    assert {name[-9:-4] for name in after if after[name] != before.get(name)} == {
+        *("00001", "00002", "00003")
+    }
+    assert (out / "pieces_of_our_music").exists()
+
+
+def test_a_split_without_tokens_is_refused(texts: Path, tmp_path: Path, small_pieces: None):
+    with pytest.raises(ValueError, match="the val split must have 2 tokens: got 0"):
+        build(texts, tmp_path / "out", val_fraction=1e-9)
+    assert not (tmp_path / "out" / "meta.json").exists()
+
+
+def test_another_runs_tokenizer_must_separate_documents_and_is_part_of_what_was_asked(
+    texts: Path, tmp_path: Path, small_pieces: None, monkeypatch: pytest.MonkeyPatch
+):
+    run, out = tmp_path / "run", tmp_path / "out"
+    run.mkdir()
+    letters = "".join(sorted({*(texts / "00.jsonl").read_text(encoding="utf-8"), "é"}))
+    for with_end in (False, True):
+        tokenizer = CharTokenizer(letters, with_end_of_text=with_end)
+        monkeypatch.setattr("data.prepare.tokenizer_of", lambda _, found=tokenizer: found)
+        if with_end:
+            build(texts, out, str(run))
+        else:
+            with pytest.raises(ValueError, match="which this char tokenizer has not"):
+                build(texts, out, str(run))
+            assert not out.exists()
+    assert len(list(out.glob("pieces_*"))) == 1
 
 
 def test_a_bpe_is_learned_from_all_pieces(

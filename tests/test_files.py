@@ -61,6 +61,17 @@ def killed_at(call: int) -> Iterator[None]:
 # --- Writing --------------------------------------------------------------------------------------
 
 
+def test_a_folder_is_written_to_where_the_file_system_has_no_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def none(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(files.fcntl, "flock", none)
+    with files.reserved(tmp_path / "out"):
+        assert (tmp_path / "out").exists()
+
+
 @old_or_none
 def test_a_file_appears_when_the_block_ends_and_not_before(tmp_path: Path, old: bytes | None):
     path = tmp_path / "a.txt"

@@ -188,7 +188,7 @@ def test_processes_whose_copies_differ_by_a_bit_stop_and_name_the_strange_one(
     processes = start_two(script, *arguments, "--micro_batch_size=1", output=log)
     assert [finish(process) for process in processes] == [2, 2], log.read_text()
     said = log.read_text()
-    assert said.count("after step 8 processes [1] have other weights than the first one") == 2
+    assert said.count("after step 8 processes [1] have different weights from the first ") == 2
     assert checkpoint.load(tmp_path / "run", "last")["step"] == 4
 
 

@@ -19,8 +19,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import model as model_file
 from engine import loss as loss_file
 from engine.attend import fused_attention
+from engine.count import count_parameters
 from engine.loss import LinearCrossEntropy, LossModel, summed_loss
-from engine.report import count_parameters
 from model import GPT, Attend, Mask, ModelConfig, attention
 from sampling.cache import KVCache, cached_attention
 

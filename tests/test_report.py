@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from engine import report
+from engine.count import flops_per_token, peak_flops
 from engine.parallel import World
-from engine.report import flops_per_token, peak_flops
 from model import GPT, ModelConfig
 
 CPU = World(torch.device("cpu"))

@@ -828,6 +828,7 @@ def test_a_job_that_is_started_again_goes_on_from_the_checkpoint_before_a_damage
     assert f"skipped the last checkpoint: {path} is damaged" in said
     assert "step      8: validation loss" in said  # where it went on
     assert "step      4: validation loss" not in said
+    assert checkpoint.load(out_dir, "previous")["step"] == 8  # not the damaged one
     assert outcome(out_dir) == outcome(undisturbed)
 
 
