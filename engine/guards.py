@@ -1,6 +1,6 @@
 """What a run watches for while it trains: mistakes that would otherwise pass in silence."""
 
-import statistics
+import math
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
@@ -45,14 +45,23 @@ class Spikes:
     """Finds losses far above the recent ones."""
 
     def __init__(self) -> None:
-        self.recent: deque[float] = deque(maxlen=RECENT)
+        self.recent: deque[float] = deque()
+        self.sum = 0.0
+        self.sum_of_squares = 0.0
 
     def height(self, loss: float) -> float:
         """Return how many standard deviations a loss is above the recent ones, 0 if unknown."""
-        is_known = len(self.recent) == RECENT
-        spread = statistics.pstdev(self.recent) if is_known else 0.0
-        height = (loss - statistics.fmean(self.recent)) / spread if spread > 0 else 0.0
+        height = 0.0
+        if len(self.recent) == RECENT:
+            mean = self.sum / RECENT
+            variance = self.sum_of_squares / RECENT - mean**2
+            height = (loss - mean) / math.sqrt(variance) if variance > 0 else 0.0
+            oldest = self.recent.popleft()
+            self.sum -= oldest
+            self.sum_of_squares -= oldest**2
         self.recent.append(loss)
+        self.sum += loss
+        self.sum_of_squares += loss**2
         return height
 
 

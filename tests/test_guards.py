@@ -5,6 +5,7 @@ import math
 import os
 import re
 import shutil
+import statistics
 from pathlib import Path
 
 import numpy as np
@@ -158,6 +159,9 @@ def test_a_loss_far_above_the_recent_ones_is_a_spike_and_no_other():
     heights = [spikes.height(3 + 0.1 * float(rng.standard_normal())) for _ in range(2000)]
     assert heights[:RECENT] == [0.0] * RECENT
     assert max(heights) < SPIKE
+    recent = [spikes.recent[i] for i in range(RECENT)]
+    exact = (3.3 - statistics.fmean(recent)) / statistics.pstdev(recent)
+    assert spikes.height(3.3) == pytest.approx(exact, rel=1e-9)
     assert spikes.height(3.8) > SPIKE
     assert spikes.height(2.0) < 0
 
