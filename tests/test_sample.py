@@ -575,12 +575,14 @@ def test_either_checkpoint_can_be_sampled(script: Script, name: str):
 
 
 def test_a_checkpoint_of_format_1_is_sampled_as_one_of_today(
-    script: Script, trained: Path, tmp_path: Path
+    script: Script, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Its config of the model also named the kernel of attention."""
     state = checkpoint.load(trained, "best")
     state["model_config"]["attention"] = "fused"
-    checkpoint.save(tmp_path, state | {"format": 1}, ["best"])
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "FORMAT", 1)
+        checkpoint.save(tmp_path, state, ["best"])
     written = torch.load(next(tmp_path.glob("*.pt")), weights_only=True)
     assert (written["format"], written["model_config"]["attention"]) == (1, "fused")
     assert script(f"--out_dir={tmp_path}") == script()
