@@ -92,7 +92,7 @@ def together(task: Callable[[], Any], world: World) -> list[Any]:
     problem = ""
     try:
         result = task()
-    except Exception as error:  # the others must not wait for this process
+    except BaseException as error:  # a panic in safetensors, too: the others must not wait
         problem = str(error) or repr(error)
     results, problems = zip(*world.gather((result, problem)), strict=True)
     if any(problems):
