@@ -14,8 +14,9 @@ from benchmarks.runs import python, run, temporary_folder
 from benchmarks.table import MEBIBYTE, Output, Row, Tables
 from benchmarks.training import SETTLING_STEPS, milliseconds, settled
 from engine import metrics
-from engine.count import flops_per_token, product_weights
+from engine.count import PEAK_FLOPS, flops_per_token, product_weights
 from engine.loss import BYTES_PER_LOGIT
+from engine.recipe import TOKENS_PER_PARAMETER
 from engine.shard import STATE_BYTES
 from model import ModelConfig
 
@@ -24,9 +25,8 @@ STEPS = SETTLING_STEPS + 10
 SIZES = {"context_length": 256, "n_embd": 256, "n_layer": 4}
 TOKENS = 4096  # per step, whatever the context
 MUON_BYTES = 12  # of a parameter, its gradient and one mean, in a block's matrix
-PEAK_FLOPS = 989e12  # of an H100
-MEMORY = 80e9
-TOKENS_PER_PARAMETER = 20  # Hoffmann et al., 2022
+H100_FLOPS = PEAK_FLOPS["H100 80GB HBM3"]
+MEMORY = 80e9  # of it
 KEPT = {"gpt2": 28, "modern": 45}  # bytes per layer, token and channel, that a backward pass needs
 RECOMPUTED = 2  # as many, if a block keeps its input in bfloat16 alone
 GPUS = (1, 8, 64, 1024)
@@ -123,7 +123,7 @@ def calculated(name: str, gpus: int, mfu: float) -> Row:
         **{f"all, {how}": total / 1e9 for how, total in totals.items()},
         "fits 80 GB": next((how for how, total in totals.items() if total < MEMORY), "no"),
         "GFLOP/token": flops_per_token(config) / 1e9,
-        "hours for 20 tokens/parameter": flops / (gpus * mfu * PEAK_FLOPS) / 3600,
+        "hours for 20 tokens/parameter": flops / (gpus * mfu * H100_FLOPS) / 3600,
         "of": "calculated",
     }
 
@@ -143,7 +143,7 @@ def calibrated(how: str) -> Row:
         "torchtitan, Llama 3 8B on 8 H100s": how,
         "tokens/s each": tokens_per_second,
         "GFLOP/token, our count": flops_per_token(LLAMA_8B) / 1e9,
-        "MFU by our count": tokens_per_second * flops_per_token(LLAMA_8B) / PEAK_FLOPS,
+        "MFU by our count": tokens_per_second * flops_per_token(LLAMA_8B) / H100_FLOPS,
         "MFU that they state": stated,
         "of": "measured by them",
     }
