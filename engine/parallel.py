@@ -19,6 +19,7 @@ from torch import Tensor
 from engine.device import DeviceName, find_device, keep_freed_memory
 
 TIMEOUT = timedelta(minutes=10)  # after which a process no longer waits for another
+LOST = ("gloo", "pair closure")  # one of these is in what gloo says of a process that is gone
 
 
 @dataclass
@@ -81,7 +82,7 @@ def world(device: DeviceName) -> Iterator[World]:
         dist.barrier()  # rank 0 may still be sampling
     except BaseException as error:
         traceback.clear_frames(error.__traceback__)  # they hold the replica
-        is_lost = isinstance(error, dist.DistError) or "gloo" in str(error)
+        is_lost = isinstance(error, dist.DistError) or any(words in str(error) for words in LOST)
         if not (isinstance(error, RuntimeError) and is_lost):
             raise
         raise OSError(
