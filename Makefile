@@ -1,6 +1,7 @@
 # make quickstart   prepare a dataset, train a GPT on it, and print what it writes
 # make test         the default tests, which need neither a GPU nor a network
 # make test-slow    the slow ones
+# make torture      break files, disks and processes in thousands of ways, and count what is kept
 # make check        formatting, lint and types
 # make clean        remove the environment and the quickstart's datasets
 
@@ -14,7 +15,7 @@ TRAIN := $(PY) train.py config/quickstart.toml
 CPU_BUILDS := https://download.pytorch.org/whl/cpu
 NVIDIA_FILES := /dev/nvidia* /proc/driver/nvidia
 
-.PHONY: quickstart test test-slow check clean
+.PHONY: quickstart test test-slow torture check clean
 
 # The plays are in a package of the index; where it cannot be reached, the text is on the machine
 quickstart: $(VENV)/installed
@@ -31,6 +32,9 @@ test: $(VENV)/installed-dev
 
 test-slow: $(VENV)/installed-dev
 	$(PY) -m pytest -n auto -m slow
+
+torture: $(VENV)/installed-dev
+	$(PY) -m pytest -n auto -m promise --full
 
 check: $(VENV)/installed-dev
 	$(PY) -m ruff format --check .

@@ -11,6 +11,8 @@ from tqdm import tqdm
 
 from graphs import graphs  # noqa: F401  (a fixture)
 
+pytest_plugins = ["promises"]
+
 SHARED_DATA = Path(__file__).parents[2] / "shared/data"
 
 # Tensors of tests are so small that threads only wait for each other, most of all on a busy machine
