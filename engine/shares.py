@@ -45,8 +45,11 @@ def write(folder: Path, tensors: Tensors, group: Any) -> dict[str, str]:
         state_dict_saver.save(tensors, storage_writer=writer, process_group=group)
     except api.CheckpointException as error:  # which is a BaseException
         raise OSError(reason_of(error)) from None
+    own = list(folder.glob(f"shard-{dist.get_rank(group) + 1:05d}-*.safetensors"))
+    for path in own:
+        with open(path, "r+b") as file:
+            files.sync(file)  # the writer does so while it still holds the last few bytes
     files.sync_folder(folder)
-    own = folder.glob(f"shard-{dist.get_rank(group) + 1:05d}-*.safetensors")
     return {path.name: files.sha256(path) for path in own}
 
 

@@ -48,6 +48,7 @@ def cases(request: pytest.FixtureRequest, control: Control | None) -> Cases:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="try each promise many times")
+    parser.addoption("--soak_steps", type=int, help="steps of the long run")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -74,7 +75,8 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
     with control():
         try:
             yield
-        except (Exception, pytest.fail.Exception):
+        except (Exception, pytest.fail.Exception) as error:
+            print(f"noticed: {error!r}")  # to be seen with -rP: is it for the right reason?
             return True
     pytest.fail(f"the program was broken by {name_of(control)}, and nothing noticed it")
 

@@ -1,0 +1,121 @@
+"""A long run: what it holds stays the same, and pauses change none of its numbers.
+
+python -m pytest -m promise tests/test_soak.py --soak_steps=300000     # about two hours
+"""
+
+import contextlib
+import itertools
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from helpers import REPOSITORY, outcome, write_tiny
+from promises import Cases
+
+FLAGS = ("--eval_every=500", "--eval_tokens=500", "--optim.learning_rate=1e-4", "--samples=0")
+SCRIPT = """
+import sys
+sys.path.insert(0, {repository!r})
+import cli, train
+{more}
+cli.run(train.main)
+"""
+LEAKS = """
+held, update = [], train.update
+def leaking(run, batch):
+    update(run, batch)
+    held.append((bytearray(20_000), open("/dev/null")))
+train.update = leaking
+"""
+more = [""]  # lines of the script, which a control adds
+
+
+@contextlib.contextmanager
+def memory_and_files_leak() -> Iterator[None]:
+    more[0] = LEAKS
+    yield
+    more[0] = ""
+
+
+class Training:
+    """A process that trains, and a note of what it held at each look."""
+
+    def __init__(self, out_dir: Path, config: Path, steps: int) -> None:
+        self.out_dir = out_dir
+        script = out_dir.with_suffix(".py")
+        script.write_text(SCRIPT.format(repository=str(REPOSITORY), more=more[0]))
+        self.command = [sys.executable, str(script), str(config), f"--out_dir={out_dir}"]
+        self.command += [f"--max_steps={steps}", *FLAGS]
+        self.held: list[dict[str, float]] = []
+        self.start()
+
+    def start(self, *flags: str) -> None:
+        with open(self.out_dir.with_suffix(".log"), "a", encoding="utf-8") as log:
+            self.process = subprocess.Popen([*self.command, *flags], stdout=log, stderr=log)
+
+    def is_over(self) -> bool:
+        if self.process.poll() not in (None, 0):
+            raise AssertionError(self.out_dir.with_suffix(".log").read_text())
+        return self.process.poll() == 0
+
+    def look(self) -> None:
+        """Note MB of memory, open files, threads, and checkpoints on the disk."""
+        proc = Path(f"/proc/{self.process.pid}")
+        with contextlib.suppress(OSError, KeyError):  # the process ends, or a file is swept
+            lines = (proc / "status").read_text().splitlines()
+            status = dict(line.split(":", 1) for line in lines)
+            self.held.append(
+                {
+                    "memory": int(status["VmRSS"].split()[0]) / 2**10,
+                    "files": len(list((proc / "fd").iterdir())),
+                    "threads": int(status["Threads"]),
+                    "checkpoints": len(list(self.out_dir.glob("*.pt"))),
+                }
+            )
+
+    def typically(self, begin: float, end: float) -> dict[str, float]:
+        """The median of what it held in a part of its time."""
+        part = self.held[int(begin * len(self.held)) : int(end * len(self.held))]
+        return {name: statistics.median(one[name] for one in part) for name in part[0]}
+
+    def pause(self, is_to_end: bool) -> None:
+        """Stop the process for a second; or end it, and resume."""
+        if is_to_end:
+            self.process.terminate()
+            assert self.process.wait(60) in (0, 143, -15)
+            self.start("--auto_resume")
+        else:
+            self.process.send_signal(19)  # SIGSTOP
+            time.sleep(1)
+            self.process.send_signal(18)  # SIGCONT
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.promise(controls=[memory_and_files_leak])
+def test_a_long_run_holds_no_more_at_its_end_and_pauses_change_nothing(
+    cases: Cases, tmp_path: Path, request: pytest.FixtureRequest
+):
+    steps = request.config.getoption("--soak_steps") or (20_000 if cases.is_full else 2_000)
+    config = write_tiny(tmp_path)
+    steady, paused = (Training(tmp_path / name, config, steps) for name in ("steady", "paused"))
+    for second in itertools.count(1):
+        time.sleep(1)
+        steady.look()
+        if steady.is_over() and paused.is_over():
+            break
+        if second % 15 == 0 and not paused.is_over():
+            paused.pause(is_to_end=second % 30 == 0)
+    cases.count = steps
+    early, late = steady.typically(0.3, 0.5), steady.typically(0.8, 0.95)
+    print(f"{second} s; held early: {early}, late: {late}")
+    assert late["memory"] <= early["memory"] * 1.03
+    assert late["files"] <= early["files"]
+    assert late["threads"] <= early["threads"]
+    assert late["checkpoints"] <= 3  # last, the one before it, and best
+    assert outcome(paused.out_dir) == outcome(steady.out_dir)
