@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from torch.distributed.tensor import DeviceMesh, Shard, distribute_tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
 import convert
 import files
@@ -140,8 +141,9 @@ WRITINGS = {
 
 
 @pytest.fixture(scope="module", autouse=True)
-def a_group_of_one() -> Iterator[None]:
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+def a_group_of_one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    path = tmp_path_factory.mktemp("group")
+    dist.init_process_group("gloo", init_method=f"file://{path}/group", rank=0, world_size=1)
     yield
     dist.destroy_process_group()
 

@@ -113,7 +113,7 @@ def test_a_long_run_holds_no_more_at_its_end_and_pauses_change_nothing(
             paused.pause(is_to_end=second % 30 == 0)
     cases.count = steps
     early, late = steady.typically(0.3, 0.5), steady.typically(0.8, 0.95)
-    print(f"{second} s; held early: {early}, late: {late}")
+    print(f"held early: {early}, late: {late}")
     assert late["memory"] <= early["memory"] * 1.03
     assert late["files"] <= early["files"]
     assert late["threads"] <= early["threads"]

@@ -485,42 +485,6 @@ def test_a_process_stopped_by_ctrl_c_says_how_to_go_on_and_then_ends_as_undistur
     assert outcome(out_dir) == outcome(undisturbed_long[0])
 
 
-def killed_at_random(tiny: Path, out_dir: Path, seconds: float) -> list[int | None]:
-    """Kill a run at a random moment, then let it go on to its end; return the exit codes."""
-    arguments, output = [tiny, f"--out_dir={out_dir}", *LONG], out_dir.with_suffix(".log")
-    process = start("train", *arguments, output=output)
-    time.sleep(random.uniform(0, seconds))
-    process.kill()
-    codes = [finish(process)]
-    resume = ["--resume"] if (out_dir / "config.toml").exists() else []
-    return [*codes, finish(start("train", *arguments, *resume, output=output))]
-
-
-def kill_and_compare(
-    tiny: Path, undisturbed_long: tuple[Path, float], tmp_path: Path, n: int
-) -> None:
-    reference, seconds = undisturbed_long
-    expected = outcome(reference)
-    for i in range(n):
-        codes = killed_at_random(tiny, tmp_path / f"run{i}", seconds)
-        assert codes in ([-signal.SIGKILL, 0], [0, 0])
-        assert outcome(tmp_path / f"run{i}") == expected
-        assert not list((tmp_path / f"run{i}").glob("*.partial"))
-
-
-def test_a_run_killed_at_random_moments_and_resumed_ends_as_undisturbed(
-    tiny: Path, undisturbed_long: tuple[Path, float], tmp_path: Path
-):
-    kill_and_compare(tiny, undisturbed_long, tmp_path, 2)
-
-
-@pytest.mark.slow
-def test_a_run_killed_at_twenty_random_moments_and_resumed_ends_as_undisturbed(
-    tiny: Path, undisturbed_long: tuple[Path, float], tmp_path: Path
-):
-    kill_and_compare(tiny, undisturbed_long, tmp_path, 20)
-
-
 def test_a_signal_to_one_of_two_processes_stops_both_and_resuming_ends_as_undisturbed(
     tiny: Path, tmp_path: Path
 ):
