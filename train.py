@@ -19,6 +19,7 @@ from data.loader import Batches, DataConfig, Dataset, Windows, eval_batches
 from engine import dial, parallel, report, resume
 from engine.capture import Captured
 from engine.device import DeviceName, HostCopy, Precision, Prefetch, sent
+from engine.guards import Watch, check_repeatable
 from engine.loss import LossModel, evaluate
 from engine.metrics import Metrics, OnNonfinite, Update
 from engine.optim import OptimConfig, Optimizer, build_optimizers, clip_gradients, schedule
@@ -75,6 +76,8 @@ class TrainConfig:
     """Fuse operations by torch.compile: the start is slower, the steps are faster."""
     on_nonfinite: OnNonfinite = "stop"
     """What to do if a loss or gradient is not finite; the update is left out in any case."""
+    verify_every: int = 0
+    """Compute the gradient of every so many steps twice; stop if a bit differs. 0 never does so."""
     wandb: WandbMode = "off"
     """Log to wandb: online (if logged in), offline (to sync later), or off."""
 
@@ -84,7 +87,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         cli.at_least(0, self, "minutes", "max_steps", "batch_size", "micro_batch_size", "seed")
-        cli.at_least(0, self, "eval_every", "keep_every", "eval_tokens", "samples")
+        cli.at_least(0, self, "eval_every", "keep_every", "eval_tokens", "samples", "verify_every")
 
 
 @dataclass
@@ -105,6 +108,7 @@ class Run:
     compute_update: Captured
     clock: dial.Clock | None = None  # of a run that was given minutes
     saver: Saver = field(default_factory=Saver)
+    watch: Watch = field(default_factory=Watch)
 
 
 def train(asked: TrainConfig, world: World, stop: StopRequest) -> None:
@@ -120,12 +124,13 @@ def train(asked: TrainConfig, world: World, stop: StopRequest) -> None:
             if is_last or (step > 0 and step % config.eval_every == 0):
                 evaluate_and_save(run)
             if stop.is_agreed:
-                leave(run)
+                resume.leave(run)
             if config.keep_every and step % config.keep_every == 0:
                 resume.save(run, [f"step_{step}"])
             if is_last:
                 break
-            update(run, fetch.batch(step))
+            with run.watch:
+                update(run, fetch.batch(step))
     if world.is_main:
         conclude(run)
 
@@ -163,6 +168,8 @@ def update(run: Run, batch: tuple[Tensor, ...]) -> None:
     started_at = time.perf_counter()
     config, world, step = run.config, run.world, run.progress.step
     fraction = schedule(step, config.max_steps, config.optim)  # of the peak rates
+    if config.verify_every and step % config.verify_every == 0:
+        check_repeatable(run, lambda: accumulate_gradients(run, batch))
     parallel.seed_dropout(config.seed, step, world)
     from_host = sent(torch.tensor((fraction, run.stop.signal is not None)), world.device)
     numbers = HostCopy(run.compute_update(run, from_host, *batch))
@@ -219,13 +226,6 @@ def evaluate_and_save(run: Run) -> None:
         return
     run.log.evaluation(run.progress.step, val_loss, dataset.bits_per_byte(val_loss))
     resume.save(run, ["last", "best"] if run.progress.is_best(val_loss) else ["last"])
-
-
-def leave(run: Run) -> None:
-    """Asked to stop: save, say how to go on, and exit as shells expect."""
-    resume.save_and_wait(run, ["last"] if run.progress.is_evaluated else ["last", "best"])
-    run.log.end(run.progress.step, f"python train.py {run.config.out_dir}/config.toml --resume")
-    raise SystemExit(run.stop.exit_code)
 
 
 def conclude(run: Run) -> None:

@@ -1,19 +1,26 @@
 """What a run watches for while it trains: mistakes that would otherwise pass in silence."""
 
+import faulthandler
 import math
+import statistics
+import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from engine.parallel import World, is_shared, local
+from engine.parallel import World, is_shared, local, seed_dropout
 
 MOST_REPEATED = 10  # steps that are compared
 REPEATED_WITHIN = {"float32": 1e-3}  # nats; kernels of less precision may add up in any order
 LESS_PRECISE = 1e-2
 RECENT = 128  # losses that a spike is judged by
 SPIKE = 6.0  # standard deviations above their mean
+SLOW = 20  # times the median of the recent steps; then something hangs
+LEAST_SECONDS = 10.0  # that no step is called slow before
+STDERR = 2  # the file descriptor, which is there where sys.stderr is not
 
 
 class Repeated:
@@ -65,6 +72,53 @@ class Spikes:
         return height
 
 
+class Watch:
+    """Prints where each thread is when a step takes far longer than the recent ones.
+
+    with watch:
+        step()
+    """
+
+    def __init__(self) -> None:
+        self.recent: deque[float] = deque(maxlen=RECENT)
+        self.started_at = 0.0
+
+    def __enter__(self) -> None:
+        self.started_at = time.perf_counter()
+        if len(self.recent) == RECENT:
+            seconds = max(LEAST_SECONDS, SLOW * statistics.median(self.recent))
+            faulthandler.dump_traceback_later(seconds, file=STDERR)
+
+    def __exit__(self, *_: object) -> None:
+        faulthandler.cancel_dump_traceback_later()
+        self.recent.append(time.perf_counter() - self.started_at)
+
+
+def check_repeatable(run: Any, accumulate_gradients: Callable[[], Tensor]) -> None:
+    """Compute the gradients of a step twice. Raises ArithmeticError if a bit of them differs.
+
+    Every process must call this. A damaged device may compute wrong numbers that look right.
+    """
+    world, found = run.world, []
+    for _ in range(2):
+        seed_dropout(run.config.seed, world.step, world)
+        loss = accumulate_gradients()
+        found.append(bits_of([loss, *(p.grad for p in run.model.parameters() if p.requires_grad)]))
+        run.model.zero_grad()
+    if world.sum(torch.tensor(float(found[0] != found[1]))) > 0:
+        raise ArithmeticError(
+            f"after step {world.step} the same gradients were computed twice, and they differ: a "
+            "device is at fault, or its kernels add up in any order, as many of a GPU do; go on "
+            "from the last checkpoint with --resume on another machine, or with --verify_every=0"
+        )
+
+
+def bits_of(tensors: Iterable[Any]) -> int:
+    """Return the sum of the bits, taken as integers: one bit that differs changes it."""
+    parts = [local(t).detach().view(torch.int32).sum(dtype=torch.int64) for t in tensors]
+    return int(sum(parts))
+
+
 def check_copies(model: torch.nn.Module, world: World) -> None:
     """Raise ArithmeticError if processes that must have the same weights do not.
 
@@ -77,9 +131,7 @@ def check_copies(model: torch.nn.Module, world: World) -> None:
     if is_shared(parameters[0]):
         mesh = parameters[0].device_mesh
         place = mesh.get_local_rank(mesh.ndim - 1)  # those of another rank have other rows
-    # The bits as integers: one that differs changes their sum
-    bits = sum(local(p).detach().view(torch.int32).sum(dtype=torch.int64) for p in parameters)
-    found = world.gather((place, int(bits)))
+    found = world.gather((place, bits_of(parameters)))
     first = dict(reversed(found))
     strange = [rank for rank, (place, sum_) in enumerate(found) if sum_ != first[place]]
     if strange:

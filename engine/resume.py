@@ -169,8 +169,10 @@ def save(run: Any, names: list[str]) -> None:
     run.saver.save(run.config.out_dir, state, names, run.world)
 
 
-def save_and_wait(run: Any, names: list[str]) -> None:
-    """Save, and return when every process has: torchrun ends the others as soon as one leaves."""
-    save(run, names)
+def leave(run: Any) -> None:
+    """Asked to stop: save, say how to go on, and exit as shells expect."""
+    save(run, ["last"] if run.progress.is_evaluated else ["last", "best"])
     run.saver.close()
-    run.world.wait_for_all()
+    run.world.wait_for_all()  # torchrun ends the others as soon as one leaves
+    run.log.end(run.progress.step, f"python train.py {run.config.out_dir}/config.toml --resume")
+    raise SystemExit(run.stop.exit_code)

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import statistics
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 import train
-from engine import checkpoint, metrics
+from engine import checkpoint, guards, metrics
 from engine.guards import RECENT, SPIKE, Repeated, Spikes
 from helpers import (
     finish,
@@ -164,6 +165,55 @@ def test_a_loss_far_above_the_recent_ones_is_a_spike_and_no_other():
     assert spikes.height(3.3) == pytest.approx(exact, rel=1e-9)
     assert spikes.height(3.8) > SPIKE
     assert spikes.height(2.0) < 0
+
+
+# --- Devices --------------------------------------------------------------------------------------
+
+
+def test_computing_gradients_twice_changes_no_bit_of_a_run(
+    tiny: Path, undisturbed: Path, tmp_path: Path
+):
+    train_here(tiny, tmp_path / "run", "--verify_every=1")
+    assert outcome(tmp_path / "run") == outcome(undisturbed)
+
+
+def test_a_gradient_that_differs_by_a_bit_when_it_is_computed_again_stops_the_run(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    real, calls = train.accumulate_gradients, []
+
+    def flipped(run: train.Run, batch: tuple[Tensor, ...]) -> Tensor:
+        calls.append(run.progress.step)
+        loss = real(run, batch)
+        if calls.count(6) == 2:
+            run.model.wte.weight.grad.view(torch.int32)[0, 0] ^= 1  # type: ignore[union-attr]
+        return loss
+
+    monkeypatch.setattr(train, "accumulate_gradients", flipped)
+    with pytest.raises(
+        ArithmeticError, match="after step 6 the same gradients were"
+    ):
+        train_here(tiny, tmp_path / "run", "--verify_every=3")
+    assert calls == [0, 0, 0, 1, 2, 3, 3, 3, 4, 5, 6, 6]
+    assert checkpoint.load(tmp_path / "run", "last")["step"] == 4
+
+
+def test_where_a_step_takes_far_longer_than_the_others_it_says_where_each_thread_is(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(guards, "LEAST_SECONDS", 0.1)
+    watch = guards.Watch()
+
+    def step_that_hangs(seconds: float) -> None:
+        with watch:
+            time.sleep(seconds)
+
+    step_that_hangs(0.5)  # the first ones may compile
+    for _ in range(RECENT):
+        step_that_hangs(0)
+    assert capfd.readouterr().err == ""
+    step_that_hangs(0.5)
+    assert re.search(r"Timeout.*in step_that_hangs", capfd.readouterr().err, re.S)
 
 
 # --- Processes ------------------------------------------------------------------------------------
