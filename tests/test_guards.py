@@ -190,9 +190,7 @@ def test_a_gradient_that_differs_by_a_bit_when_it_is_computed_again_stops_the_ru
         return loss
 
     monkeypatch.setattr(train, "accumulate_gradients", flipped)
-    with pytest.raises(
-        ArithmeticError, match="after step 6 the same gradients were"
-    ):
+    with pytest.raises(ArithmeticError, match="after step 6 the same gradients were"):
         train_here(tiny, tmp_path / "run", "--verify_every=3")
     assert calls == [0, 0, 0, 1, 2, 3, 3, 3, 4, 5, 6, 6]
     assert checkpoint.load(tmp_path / "run", "last")["step"] == 4

@@ -17,7 +17,8 @@ import pytest
 from helpers import REPOSITORY, outcome, write_tiny
 from promises import Cases
 
-FLAGS = ("--eval_every=500", "--eval_tokens=500", "--optim.learning_rate=1e-4", "--samples=0")
+FLAGS = ("--eval_every=100", "--optim.learning_rate=1e-4", "--samples=0")
+LOOK_SECONDS = 0.5
 SCRIPT = """
 import sys
 sys.path.insert(0, {repository!r})
@@ -101,16 +102,16 @@ class Training:
 def test_a_long_run_holds_no_more_at_its_end_and_pauses_change_nothing(
     cases: Cases, tmp_path: Path, request: pytest.FixtureRequest
 ):
-    steps = request.config.getoption("--soak_steps") or (20_000 if cases.is_full else 2_000)
+    steps = request.config.getoption("--soak_steps") or (20_000 if cases.is_full else 600)
     config = write_tiny(tmp_path)
     steady, paused = (Training(tmp_path / name, config, steps) for name in ("steady", "paused"))
-    for second in itertools.count(1):
-        time.sleep(1)
+    for look in itertools.count(1):
+        time.sleep(LOOK_SECONDS)
         steady.look()
         if steady.is_over() and paused.is_over():
             break
-        if second % 15 == 0 and not paused.is_over():
-            paused.pause(is_to_end=second % 30 == 0)
+        if look % 20 == 0 and not paused.is_over():
+            paused.pause(is_to_end=look % 40 == 0)
     cases.count = steps
     early, late = steady.typically(0.3, 0.5), steady.typically(0.8, 0.95)
     print(f"held early: {early}, late: {late}")
