@@ -1,19 +1,25 @@
-"""wandb, kept at arm's length: no run ever fails because of it."""
+"""wandb, kept at arm's length: no run ever fails because of it, or waits for it for ever."""
 
 import os
 from collections.abc import Callable
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any, Literal
 
+from cli import sentence
+
 WandbMode = Literal["off", "offline", "online"]
 ANSWER_SECONDS = 3
+NO_ANSWER = "no answer"  # which is what a TimeoutError means, and it has no words of its own
+PATIENCE = 60  # seconds for a call; its thread may wait for ever, but keeps no process from ending
 
 
 class WandbRun:
     """A wandb run; its first failure is reported, and it is silent from then on."""
 
-    def __init__(self, run: Any) -> None:
+    def __init__(self, run: Any, thread: ThreadPool) -> None:
         self.run = run
+        self.thread = thread
         self.has_failed = False
 
     def log(self, values: dict[str, float], step: int) -> None:
@@ -26,9 +32,10 @@ class WandbRun:
         if self.has_failed:
             return
         try:
-            function(*values, **named)
+            self.thread.apply_async(function, values, named).get(PATIENCE)
         except Exception as error:  # wandb raises many kinds, and none is worth the run
-            print(f"wandb: it failed ({error}), so the rest of this run is not logged there")
+            why = sentence(error) or NO_ANSWER
+            print(f"wandb: it failed ({why}), so the rest of this run is not logged there")
             self.has_failed = True
 
 
@@ -37,18 +44,19 @@ def start_wandb(mode: WandbMode, out_dir: Path, config: dict[str, Any]) -> Wandb
     if mode == "off":
         return None
     os.environ.setdefault("WANDB_SILENT", "true")  # read when wandb starts
+    thread = ThreadPool(1)
     try:
         import wandb  # slow to import, and rarely wanted
 
-        if mode == "online" and (reason := why_offline()):
+        if mode == "online" and (reason := thread.apply_async(why_offline).get(PATIENCE)):
             print(f"wandb: {reason}, so this run is logged offline; `wandb sync` sends it later")
             mode = "offline"
-        settings = wandb.Settings(init_timeout=20)
-        return WandbRun(
-            wandb.init(project="glassgpt", dir=out_dir, mode=mode, config=config, settings=settings)
-        )
+        named = {"project": "glassgpt", "dir": out_dir, "mode": mode, "config": config}
+        named["settings"] = wandb.Settings(init_timeout=20)
+        return WandbRun(thread.apply_async(wandb.init, kwds=named).get(PATIENCE), thread)
     except Exception as error:  # as above
-        print(f"wandb: it did not start ({error}), so this run is logged in {out_dir} only")
+        why = sentence(error) or NO_ANSWER
+        print(f"wandb: it did not start ({why}), so this run is logged in {out_dir} only")
         return None
 
 
