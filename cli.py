@@ -6,6 +6,7 @@ Later sources win: defaults < TOML file < command line. The file must be a valid
 It is turned into flags, so that a misspelt key in it is refused as a misspelt flag is.
 """
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -25,6 +26,8 @@ USER_ERROR = 2  # exit code: the run was refused, and a message says why
 
 def run(main: Callable[[], None]) -> None:
     """Call `main`; print one sentence, not a traceback, for errors that the user can fix."""
+    sys.stdout = sys.stdout or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")  # it was closed
+    sys.stderr = sys.stderr or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8", errors="replace")  # any text may be printed
     try:
@@ -35,7 +38,8 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         sys.exit(130)  # 128 + SIGINT, as shells count
     except (ValueError, ArithmeticError, OSError) as error:
-        print(f"error: {sentence(error)}", file=sys.stderr)
+        with contextlib.suppress(OSError):  # there may be no room for it either
+            print(f"error: {sentence(error)}", file=sys.stderr)
         sys.exit(USER_ERROR)
 
 
