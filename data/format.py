@@ -61,8 +61,10 @@ class TokenFiles:
         self.folder, self.vocab_size, self.header = folder, vocab_size, header
         self.dtype = token_dtype(vocab_size)
         self.checked: set[Path] = set()
+        # So a file stays as it was if, while a run reads it, it is removed or replaced
+        self.map = functools.lru_cache(MOST_OPEN)(self._map)
 
-    def map(self, path: Path) -> np.ndarray:
+    def _map(self, path: Path) -> np.ndarray:
         return np.memmap(path, self.dtype, "r", self.header)
 
     def check_size(self, path: Path, about: dict[str, Any]) -> None:
@@ -97,11 +99,11 @@ def read_tokenizer(path: Path, state: dict[str, Any]) -> Tokenizer:
 class Joined:
     """Arrays, (N,), read as one: it has the length and the slices of their concatenation.
 
-    Array i is what `get` returns; it is asked for when a slice needs it, and kept for a while.
+    Array i is what `get` returns; it is asked for when a slice needs it.
     """
 
     def __init__(self, lengths: Sequence[int], get: Callable[[int], np.ndarray]):
-        self.get = functools.lru_cache(MOST_OPEN)(get)
+        self.get = get
         self.ends = np.cumsum(lengths)
 
     def __len__(self) -> int:
