@@ -35,8 +35,10 @@ def whole(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
             yield file
             sync(file)
         partial(path).replace(path)
-    except BaseException:  # Ctrl-C as well
+    except BaseException as error:  # Ctrl-C as well
         partial(path).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:  # as that of a full disk
+            error.filename, error.strerror = str(path.parent), error.strerror or str(error)
         raise
 
 

@@ -61,18 +61,13 @@ def new_dataset(
     An error before `commit` leaves the old one as it is.
     """
     writer = DatasetWriter(folder, tokenizer)
-    try:
-        with contextlib.ExitStack() as stack:  # exits in reverse, so META is put in place last
-            for name in (META, RANKS) if writer.ranks else (META,):
-                writer.texts[name] = stack.enter_context(whole(folder / name))
-            for split in splits:
-                stream = stack.enter_context(whole(folder / token_file(split), "wb"))
-                writer.files[split] = TokenFile(stream, writer.dtype)
-            yield writer
-    except OSError as error:
-        if error.filename is None:
-            error.filename = str(folder)  # "No space left on device" does not say on which
-        raise
+    with contextlib.ExitStack() as stack:  # exits in reverse, so META is put in place last
+        for name in (META, RANKS) if writer.ranks else (META,):
+            writer.texts[name] = stack.enter_context(whole(folder / name))
+        for split in splits:
+            stream = stack.enter_context(whole(folder / token_file(split), "wb"))
+            writer.files[split] = TokenFile(stream, writer.dtype)
+        yield writer
     sync_folder(folder)
 
 

@@ -5,6 +5,7 @@ import math
 import os
 import sys
 from collections import deque
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -127,7 +128,8 @@ class Metrics:
 
     def close(self) -> None:
         self.bar.close()
-        self.file.close()
+        with suppress(OSError):  # it still holds a line that could not be written, as was said
+            self.file.close()
         if self.wandb is not None:
             self.wandb.finish()
         if self.lock is not None:
@@ -135,8 +137,12 @@ class Metrics:
 
     def _write(self, step: int, values: dict[str, float]) -> None:
         line = {"step": step, **values, "elapsed_seconds": self.elapsed_seconds}
-        self.file.write(json.dumps(line) + "\n")
-        self.file.flush()
+        try:
+            self.file.write(json.dumps(line) + "\n")
+            self.file.flush()
+        except OSError as error:
+            error.filename = self.file.name
+            raise
         if self.wandb is not None:
             self.wandb.log(values | {"elapsed_seconds": self.elapsed_seconds}, step)
 

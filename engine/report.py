@@ -146,5 +146,6 @@ def plot_loss(out_dir: Path, levels: dict[str, float]) -> None:
     axes.set(xlabel="step", ylabel="loss (nats per token)")
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(out_dir / "loss.png", dpi=120)
+    with files.whole(out_dir / "loss.png", "wb") as file:
+        figure.savefig(file, dpi=120)
     pyplot.close(figure)

@@ -35,9 +35,10 @@ def export(state: dict[str, Any], folder: Path, license: str) -> None:
     about = {key: state[key] for key in ABOUT}
     if about["best_val_loss"] == math.inf:  # a run that was stopped before it evaluated
         about["best_val_loss"] = None
+    ends = dict.fromkeys(("bos_token_id", "eos_token_id"), tokenizer.end_of_text)
     texts = {
         "config.json": as_json(architecture.to_json(config, tokenizer) | {OURS: about}),
-        "generation_config.json": as_json(generation(tokenizer)),
+        "generation_config.json": as_json(ends),
         "tokenizer.json": as_json(vocabulary.to_json(tokenizer)),
         "tokenizer_config.json": as_json(tokenizer_config(tokenizer, config.context_length)),
         "README.md": card.card(config, weights, about, license),
@@ -45,7 +46,10 @@ def export(state: dict[str, Any], folder: Path, license: str) -> None:
     with files.whole_folder(folder) as partial:
         for name, text in texts.items():
             files.write_text(partial / name, text)
-        save_file(names.to_hub(config, weights), partial / WEIGHTS, {"format": "pt"})
+        try:
+            save_file(names.to_hub(config, weights), partial / WEIGHTS, {"format": "pt"})
+        except SafetensorError as error:
+            raise OSError(f"{folder} could not be written: {error}") from error
         shutil.copymode(partial / "config.json", partial / WEIGHTS)  # save_file lets no other read
 
 
@@ -72,10 +76,6 @@ def without_padding(
 
 def as_json(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-
-
-def generation(tokenizer: Tokenizer) -> dict[str, Any]:
-    return dict.fromkeys(("bos_token_id", "eos_token_id"), tokenizer.end_of_text)
 
 
 def tokenizer_config(tokenizer: Tokenizer, context_length: int) -> dict[str, Any]:
