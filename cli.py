@@ -26,7 +26,8 @@ USER_ERROR = 2  # exit code: the run was refused, and a message says why
 
 def run(main: Callable[[], None]) -> None:
     """Call `main`; print one sentence, not a traceback, for errors that the user can fix."""
-    sys.stdout = sys.stdout or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")  # it was closed
+    sys.stdin = sys.stdin or os.fdopen(os.open(os.devnull, os.O_RDONLY))  # it was closed
+    sys.stdout = sys.stdout or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
     sys.stderr = sys.stderr or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8", errors="replace")  # any text may be printed

@@ -2,8 +2,9 @@
 
 import os
 from collections.abc import Callable
-from multiprocessing.pool import ThreadPool
+from concurrent.futures import Future
 from pathlib import Path
+from threading import Thread
 from typing import Any, Literal
 
 from cli import sentence
@@ -11,15 +12,14 @@ from cli import sentence
 WandbMode = Literal["off", "offline", "online"]
 ANSWER_SECONDS = 3
 NO_ANSWER = "no answer"  # which is what a TimeoutError means, and it has no words of its own
-PATIENCE = 60  # seconds for a call; its thread may wait for ever, but keeps no process from ending
+PATIENCE = 60  # seconds for a call
 
 
 class WandbRun:
     """A wandb run; its first failure is reported, and it is silent from then on."""
 
-    def __init__(self, run: Any, thread: ThreadPool) -> None:
+    def __init__(self, run: Any) -> None:
         self.run = run
-        self.thread = thread
         self.has_failed = False
 
     def log(self, values: dict[str, float], step: int) -> None:
@@ -32,11 +32,28 @@ class WandbRun:
         if self.has_failed:
             return
         try:
-            self.thread.apply_async(function, values, named).get(PATIENCE)
+            in_time(function, *values, **named)
         except Exception as error:  # wandb raises many kinds, and none is worth the run
             why = sentence(error) or NO_ANSWER
             print(f"wandb: it failed ({why}), so the rest of this run is not logged there")
             self.has_failed = True
+
+
+def in_time(function: Callable[..., Any], *values: Any, **named: Any) -> Any:
+    """Call a function in a thread; return its result. Raises TimeoutError if it takes too long.
+
+    The thread may then wait for ever, but keeps no process from ending.
+    """
+    answer: Future[Any] = Future()
+
+    def call() -> None:
+        try:
+            answer.set_result(function(*values, **named))
+        except BaseException as error:  # which is raised below
+            answer.set_exception(error)
+
+    Thread(target=call, daemon=True).start()
+    return answer.result(PATIENCE)
 
 
 def start_wandb(mode: WandbMode, out_dir: Path, config: dict[str, Any]) -> WandbRun | None:
@@ -44,16 +61,14 @@ def start_wandb(mode: WandbMode, out_dir: Path, config: dict[str, Any]) -> Wandb
     if mode == "off":
         return None
     os.environ.setdefault("WANDB_SILENT", "true")  # read when wandb starts
-    thread = ThreadPool(1)
     try:
         import wandb  # slow to import, and rarely wanted
 
-        if mode == "online" and (reason := thread.apply_async(why_offline).get(PATIENCE)):
+        if mode == "online" and (reason := in_time(why_offline)):
             print(f"wandb: {reason}, so this run is logged offline; `wandb sync` sends it later")
             mode = "offline"
-        named = {"project": "glassgpt", "dir": out_dir, "mode": mode, "config": config}
-        named["settings"] = wandb.Settings(init_timeout=20)
-        return WandbRun(thread.apply_async(wandb.init, kwds=named).get(PATIENCE), thread)
+        about = {"project": "glassgpt", "dir": out_dir, "mode": mode, "config": config}
+        return WandbRun(in_time(wandb.init, **about, settings=wandb.Settings(init_timeout=20)))
     except Exception as error:  # as above
         why = sentence(error) or NO_ANSWER
         print(f"wandb: it did not start ({why}), so this run is logged in {out_dir} only")

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -128,7 +127,7 @@ def test_a_run_that_cannot_be_online_is_logged_offline_and_says_why(
 
 def test_a_run_that_failed_once_is_left_alone():
     fake = FakeWandb("log")
-    run = WandbRun(fake, ThreadPool(1))
+    run = WandbRun(fake)
     for step in range(3):
         run.log({"loss": 1.0}, step)
     run.finish()
