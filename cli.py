@@ -69,6 +69,8 @@ def parse_config(config_type: type[ConfigT], argv: Sequence[str] | None = None) 
         config = tyro.cli(config_type, args=list(_flags(table)), prog=path, use_underscores=True)
     except SystemExit:
         raise ValueError(f"{path} is not a valid config, as said above") from None
+    except RecursionError:
+        raise ValueError(f"{path} has tables in tables in tables: no config is so deep") from None
     _check(table, config, path)
     return tyro.cli(config_type, args=args, default=config, use_underscores=True)
 
@@ -109,7 +111,7 @@ def read_toml(path: str) -> dict[str, Any]:
     """Read a TOML file. Raises ValueError that names it if it is not one."""
     try:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid TOML: {error}") from error
 
 

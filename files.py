@@ -6,9 +6,11 @@ is killed at any moment leaves the old file or the new one, never a part of eith
 
 import contextlib
 import hashlib
+import json
 import os
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -66,6 +68,32 @@ def write_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole(path) as file:
         file.write(text)
+
+
+@contextlib.contextmanager
+def readable(what: object) -> Iterator[None]:
+    """Raise ValueError, or OSError, if the block can make no sense of what it reads."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:  # a made-up file can fail in any way
+        reason = error if isinstance(error, ValueError) else repr(error)
+        raise ValueError(f"{what} is damaged or of another kind: {reason}") from error
+
+
+def plain_name(name: str) -> str:
+    """Return a name that was read from a file. Raises ValueError if it leads to another folder."""
+    if Path(name).name != name or name in ("", ".."):
+        raise ValueError(f"{name!r} is not the name of a file beside it")
+    return name
+
+
+def check_zip(path: Path) -> None:
+    """Raise ValueError if a file is no zip, or takes more memory than room on the disk."""
+    with zipfile.ZipFile(path) as archive:
+        if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
+            raise ValueError(f"{path} is packed: its content is larger than the file")
 
 
 def sync(file: IO[Any]) -> None:
@@ -146,6 +174,11 @@ def sha256(path: Path) -> str:
     """Return the SHA-256 of a file in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of(value: Any) -> str:
+    """Return the SHA-256 of what can be written as JSON."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
 def check_writable(path: Path) -> None:

@@ -21,6 +21,7 @@ from data.parquet import read_rows
 from data.tokenizer import END_OF_TEXT, cut, well_formed
 
 BLOCK = 2**20  # bytes read at a time
+LONGEST_LINE = 2**28  # bytes of a .jsonl: a small .gz may hold a line without end
 MARK = "\ufeff"  # the byte order mark
 TITLE = re.compile(r" = (?!= ).*(?<! =) = \n")  # of an article, but not of a section: " = = A = = "
 
@@ -108,7 +109,9 @@ def read_separated(path: Path, _: str) -> Iterator[Document]:
 def read_jsonl(path: Path, column: str) -> Iterator[Document]:
     """Yield the text of each line. Raises ValueError that names the line."""
     with open_bytes(path) as file:
-        for number, line in enumerate(file, 1):
+        for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE), b""), 1):
+            if len(line) == LONGEST_LINE:
+                raise ValueError(f"{path}, line {number} is too long: it has {len(line):,} bytes")
             yield cut(text_field(line, f"{path}, line {number}", column))
 
 

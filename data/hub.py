@@ -59,7 +59,7 @@ class Repository:
         key = f"{self.name}@{self.revision}/{under}"
         if kept.is_file():
             # If it is damaged, the hub is asked again
-            with contextlib.suppress(ValueError, TypeError):
+            with contextlib.suppress(ValueError, TypeError, RecursionError):
                 found = json.loads(kept.read_text(encoding="utf-8"))
                 if key in found:
                     return [HubFile(*row) for row in found[key]]

@@ -29,6 +29,7 @@ from data.format import (
 from data.order import Order
 from data.tokenizer import Tokenizer
 from data.windows import cut_windows
+from files import plain_name, sha256_of
 
 IGNORED = -100  # the target that torch's cross_entropy leaves out by default
 Batch = tuple[Tensor, Tensor]  # tokens_BT, targets_BT
@@ -73,8 +74,10 @@ class Dataset:
                     dataset.mapped.check_size(file, about)
                 if len(files) == 1 and files[0][0].stat().st_size <= QUICKLY_READ:
                     dataset.mapped.check_content(*files[0])
+            if meta.pop("sha256", sha256_of(meta)) != sha256_of(meta):
+                raise ValueError(f"{META} was changed after it was written (its SHA-256 differs)")
             return dataset
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             reason = f"{META} lacks {error}" if isinstance(error, KeyError) else error
             raise ValueError(f"{path} is damaged: {reason}; prepare it again") from error
 
@@ -119,7 +122,7 @@ class Dataset:
         about = self.meta["splits"][split]
         if "shards" in self.meta:
             folder = self.path / self.meta["shards"]  # an absolute path stays as it is
-            return [(folder / shard["file"], shard) for shard in about["shards"]]
+            return [(folder / plain_name(shard["file"]), shard) for shard in about["shards"]]
         return [(self.path / token_file(split), about)]
 
 

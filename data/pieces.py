@@ -18,7 +18,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from data.sources import Corpus
 from data.split import Scan
 from data.tokenizer import Tokenizer, load_tokenizer
 from data.writer import TokenFile, new_dataset
-from files import sha256, sync_folder, whole, write_text
+from files import readable, sha256, sync_folder, whole, write_text
 
 TOKENIZER = "tokenizer.json"
 PIECE_BYTES = 2**29  # of text: about a hundred million tokens
@@ -64,11 +64,13 @@ class Piece:
         """Return whether the piece is there as it was written."""
         if not self.record.exists():
             return False
-        record = json.loads(self.record.read_text(encoding="utf-8"))
-        return all(
-            self.file(split).exists() and sha256(self.file(split)) == record[split]["sha256"]
-            for split in SPLITS
-        )
+        with suppress(ValueError, LookupError, TypeError, RecursionError):  # it is made again
+            record = json.loads(self.record.read_text(encoding="utf-8"))
+            return all(
+                self.file(split).exists() and sha256(self.file(split)) == record[split]["sha256"]
+                for split in SPLITS
+            )
+        return False
 
 
 def cut(corpus: Corpus) -> Iterator[Corpus]:
@@ -120,7 +122,8 @@ def known_tokenizer(folder: Path, learn: Learn) -> Tokenizer:
     path = folder / TOKENIZER
     if not path.exists():
         write_text(path, json.dumps(learn.tokenizer().state()))
-    return load_tokenizer(json.loads(path.read_text(encoding="utf-8")))
+    with readable(path):
+        return load_tokenizer(json.loads(path.read_text(encoding="utf-8")))
 
 
 def write_missing(pieces: list[Piece]) -> None:

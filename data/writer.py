@@ -17,7 +17,7 @@ import numpy as np
 from data.encode import Encoded
 from data.format import FEWEST_TOKENS, FORMAT_VERSION, META, RANKS, SPLITS, token_dtype, token_file
 from data.tokenizer import Tokenizer
-from files import partial, sync, sync_folder, whole
+from files import partial, sha256_of, sync, sync_folder, whole
 
 
 class TokenFile:
@@ -104,7 +104,8 @@ class DatasetWriter:
             **about,
             "tokenizer": self.state,
         }
-        self.texts[META].write(json.dumps(meta, indent=2, ensure_ascii=False) + "\n")
+        found = {"sha256": sha256_of(meta), **meta}
+        self.texts[META].write(json.dumps(found, indent=2, ensure_ascii=False) + "\n")
         for stream in (*(file.stream for file in self.files.values()), *self.texts.values()):
             sync(stream)
         others = [token_file(split) for split in SPLITS if split not in self.files]

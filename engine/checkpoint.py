@@ -103,7 +103,8 @@ def load(out_dir: Path, name: str) -> dict[str, Any]:
     """
     state = read(out_dir, name)
     if "shares" in state:
-        state["model"] = shares.read_weights(state.pop("shares"))
+        with files.readable(state["shares"]):
+            state["model"] = shares.read_weights(state.pop("shares"))
     return state
 
 
@@ -141,6 +142,7 @@ def read(out_dir: Path, name: str, rank: int = 0, n_ranks: int = 1) -> dict[str,
 
 def _unpickle(path: Path) -> dict[str, Any]:
     try:
+        files.check_zip(path)
         with warnings.catch_warnings(action="ignore"):  # the sentence below says it all
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a made-up file can fail in any way
@@ -179,12 +181,15 @@ def _read_record(out_dir: Path) -> Record:
     path = out_dir / RECORD
     if not path.exists():
         return {}
-    fields = ("step", "file", "sha256", "bytes")
-    try:
+    with files.readable(path):
         record = json.loads(path.read_text(encoding="utf-8"))
-        return {
-            name: {field: entry[field] for field in fields} | {"shares": entry.get("shares")}
-            for name, entry in record.items()
-        }
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged: {error!r}") from error
+        return {name: _entry(found) for name, found in record.items()}
+
+
+def _entry(found: dict[str, Any]) -> dict[str, Any]:
+    """Return an entry of the record. Raises an error if it names what is not in the folder."""
+    its_shares = found.get("shares")
+    for name in (its_shares["folder"], *its_shares["sha256"].keys()) if its_shares else ():
+        files.plain_name(name)
+    named = {"file": files.plain_name(found["file"]), "step": int(found["step"])}
+    return named | {"sha256": found["sha256"], "bytes": found["bytes"], "shares": its_shares}

@@ -16,6 +16,7 @@ from engine.device import HostCopy
 from engine.guards import SPIKE, Repeated, Spikes
 from engine.parallel import StopRequest
 from engine.wandb_run import WandbRun
+from model import require
 
 OnNonfinite = Literal["stop", "skip"]
 MOST_SKIPPED = 10  # updates in a row that are not finite; then the run ends all the same
@@ -157,8 +158,12 @@ def forget_from(path: Path, first_step: int) -> None:
 
 def read(path: Path) -> list[dict[str, float]]:
     """Return the lines of a metrics.jsonl, but not a last one that a kill has cut."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    with files.readable(path):
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        found = [json.loads(line) for line in lines if line.endswith("\n")]
+        numbers = [number for line in found for number in (line["step"], *line.values())]
+        require(all(isinstance(n, int | float) for n in numbers), "a line must hold numbers")
+        return found
 
 
 def check_finite(step: int, **numbers: float) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import files
 from data.loader import Dataset
 from data.tokenizer import BPETokenizer, Tokenizer, gpt2_ranks
 from exchange import hub_folder, hub_models, names
@@ -59,6 +60,7 @@ def find_tokenizer(vocab_size: int, data: Path | None) -> Tokenizer:
 def read_nanogpt(path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     """Read what nanoGPT's train.py saves, without running code that may be in it."""
     try:
+        files.check_zip(path)
         with warnings.catch_warnings(action="ignore"):  # the sentence below says it all
             found = torch.load(path, map_location="cpu", weights_only=True)
         sizes, theirs = found["model_args"], found["model"]
@@ -74,17 +76,17 @@ def read_nanogpt(path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
         raise ValueError(
             f"{path} is refused: it must be nanoGPT's ckpt.pt, with tensors and plain values only"
         ) from error
-    state: dict[str, Tensor] = {}
-    for name, tensor in theirs.items():
-        ours = name.removeprefix("_orig_mod.").removeprefix("transformer.")
-        if not ours.endswith(names.IGNORED):
-            state[ours.replace("h.", "blocks.", 1) if ours.startswith("h.") else ours] = tensor
-    if not sizes["bias"]:  # a bias of 0 is none
-        for name, shape in names.shapes_of(config).items():
-            if name.endswith(".bias") and name not in state:
-                state[name] = torch.zeros(shape)
     print("nanoGPT's GELU is the exact one, ours is GPT-2's: the losses differ a little")
-    return config, names.checked(config, state)
+    with files.readable(path):
+        state: dict[str, Tensor] = {}
+        for name, tensor in theirs.items():
+            ours = name.removeprefix("_orig_mod.").removeprefix("transformer.")
+            if not ours.endswith(names.IGNORED):
+                state[ours.replace("h.", "blocks.", 1) if ours.startswith("h.") else ours] = tensor
+        for name, shape in names.shapes_of(config).items():
+            if name.endswith(".bias") and not sizes["bias"]:  # a bias of 0 is none
+                state.setdefault(name, torch.zeros(shape))
+        return config, names.checked(config, state)
 
 
 def read_llmc(path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:

@@ -13,7 +13,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -105,19 +104,16 @@ def read(folder: Path) -> dict[str, Any]:
 def read_description(folder: Path) -> tuple[ModelConfig, Tokenizer, dict[str, Any]]:
     """Return all but the weights. Raises ValueError if this project has no such model."""
     found = read_json(folder / "config.json")
-    try:
+    with files.readable(folder / "config.json"):
         config = architecture.from_json(found)
         about = {key: ({OURS: UNKNOWN} | found)[OURS][key] for key in ABOUT}
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{folder / 'config.json'} is damaged: {error!r}") from error
+        card.origin(about)  # raises an error if the card could not tell it
     return config, vocabulary.from_json(read_json(folder / "tokenizer.json")), about
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    try:
+    with files.readable(path):
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
     require(isinstance(found, dict), f"{path} must hold an object: got {str(found)[:60]}")
     return found
 
@@ -134,8 +130,6 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     weights: dict[str, Tensor] = {}
     for shard in sorted(shards):
         require(Path(shard).name == shard, f"{INDEX} names {shard}, which is not in the folder")
-        try:
+        with files.readable(folder / shard):
             weights |= load_file(folder / shard)
-        except SafetensorError as error:
-            raise ValueError(f"{folder / shard} is damaged: {error}") from error
     return weights

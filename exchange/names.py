@@ -91,6 +91,8 @@ def checked(config: ModelConfig, state: Mapping[str, Tensor]) -> dict[str, Tenso
     for name, shape in expected.items():
         found = tuple(weights[name].shape)
         require(found == shape, f"{name} must have the shape {shape}: got {found}")
+        nbytes = weights[name].untyped_storage().nbytes()
+        require(weights[name].nbytes <= nbytes, f"{name} has fewer numbers than its shape {shape}")
     return {name: weights[name].float().contiguous() for name in expected}
 
 

@@ -54,7 +54,7 @@ def fastest(trained: Trained, out_dir: Path) -> SamplePrecision:
 
 def kept(trained: Trained, out_dir: Path) -> dict[str, Any] | None:
     """Return what was measured before, if it was of this checkpoint on such a machine."""
-    with suppress(OSError, ValueError, TypeError, KeyError):
+    with suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
         found = json.loads((out_dir / FILE).read_text(encoding="utf-8"))
         if found["of"] == measured_of(trained) and found["precision"] in found["tried"]:
             return found

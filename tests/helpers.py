@@ -180,8 +180,8 @@ def outcome(out_dir: Path) -> dict[str, Any]:
     result: dict[str, Any] = {"metrics": [without_times(line) for line in lines]}
     for name in ("last", "best"):
         state = checkpoint.load(out_dir, name)
-        result[name] = {key: _plain(state[key]) for key in ("step", "best_val_loss", "model")}
-        result[name]["optimizers"] = _plain(state["optimizers"])
+        result[name] = {key: plain(state[key]) for key in ("step", "best_val_loss", "model")}
+        result[name]["optimizers"] = plain(state["optimizers"])
     return result
 
 
@@ -196,11 +196,11 @@ def losses(out_dir: Path) -> list[float]:
     return [line["train_loss"] if "train_loss" in line else line["val_loss"] for line in lines]
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, Tensor):
         return hashlib.sha256(value.contiguous().numpy().tobytes()).hexdigest()
     return value

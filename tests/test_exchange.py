@@ -455,7 +455,7 @@ def damaged(folder: Path, change: str) -> Path:
         ("a field that is no number", "no model has the sizes of"),
         ("a damaged note of ours", "config.json is damaged"),
         ("an index of nothing", "must have a weight_map"),
-        ("no JSON", "tokenizer.json is not JSON"),
+        ("no JSON", "tokenizer.json is damaged"),
         ("too short", "model.safetensors is damaged"),
         ("a header larger than the file", "model.safetensors is damaged"),
         ("no magic", "model.safetensors is damaged"),
