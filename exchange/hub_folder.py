@@ -108,6 +108,7 @@ def read_description(folder: Path) -> tuple[ModelConfig, Tokenizer, dict[str, An
         config = architecture.from_json(found)
         about = {key: ({OURS: UNKNOWN} | found)[OURS][key] for key in ABOUT}
         card.origin(about)  # raises an error if the card could not tell it
+        require(isinstance(about["step"], int), f"step must be an integer: got {about['step']}")
     return config, vocabulary.from_json(read_json(folder / "tokenizer.json")), about
 
 
