@@ -19,7 +19,7 @@ import torch.distributed as dist
 import cli
 import data.format
 import files
-import model
+import model as model_module
 import train
 from damage import survive
 from data import shards
@@ -51,6 +51,9 @@ def state_of(tokenizer: Tokenizer, form: str = "gpt2") -> dict[str, Any]:
     """A checkpoint of a small random model."""
     sizes: dict[str, Any] = {"n_layer": 1, "n_head": 1, "n_embd": 4, "context_length": 8}
     config = ModelConfig(vocab_size=tokenizer.vocab_size, **sizes, **FORMS[form]).sized()
+    model = GPT(config)
+    for weight in model.parameters():
+        torch.nn.init.uniform_(weight)
     split = {"documents": 3, "tokens": 900, "bytes": 2000, "sha256": "0"}
     return {
         "step": 7,
@@ -59,7 +62,7 @@ def state_of(tokenizer: Tokenizer, form: str = "gpt2") -> dict[str, Any]:
         "model_config": vars(config),
         "tokenizer": tokenizer.state(),
         "config": "seed = 1\n",
-        "model": GPT(config).state_dict(),
+        "model": model.state_dict(),
         "optimizers": [],
     }
 
@@ -323,7 +326,7 @@ def test_a_damaged_ckpt_of_nanogpt_is_refused_or_a_model(
 
 
 @pytest.mark.usefixtures("no_random_weights")
-@pytest.mark.promise(controls=[functools.partial(raising_another_error, model)])
+@pytest.mark.promise(controls=[functools.partial(raising_another_error, model_module)])
 def test_a_damaged_model_of_llmc_is_refused_or_a_model(
     cases: Cases, tmp_path: Path, datasets: Any, tokenizers: dict[str, Tokenizer]
 ):
