@@ -14,7 +14,7 @@ from torch import Tensor
 
 import train
 from cli import parse_config
-from engine import checkpoint, device, kernels, metrics
+from engine import checkpoint, device, kernels, metrics, resume
 from engine.device import (
     HostCopy,
     Prefetch,
@@ -73,7 +73,11 @@ def test_a_cpu_multiplies_bfloat16_if_it_has_instructions_for_it(
     monkeypatch: pytest.MonkeyPatch, name: str
 ):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {name: True, "sse4_1": True})
-    assert has_bfloat16(CPU) == (name != "avx2")
+    for is_used in (True, False):  # by torch's library, whatever this machine has
+        monkeypatch.setattr(
+            torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda used=is_used: used
+        )
+        assert has_bfloat16(CPU) == (is_used and name != "avx2")
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {name: False})
     assert not has_bfloat16(CPU)
 
@@ -308,7 +312,7 @@ def test_processes_whose_numbers_come_late_agree_to_stop_after_the_same_step(
     monkeypatch.setattr(Pair, "brought", [torch.empty(0)] * 2, raising=False)
     stops = [StopRequest(), StopRequest()]
     steps: dict[int, int] = {}
-    leave, update = train.leave, train.update
+    leave, update = resume.leave, train.update
 
     def noted_leave(run: train.Run) -> None:
         steps[run.world.rank] = run.progress.step
@@ -319,7 +323,7 @@ def test_processes_whose_numbers_come_late_agree_to_stop_after_the_same_step(
             run.stop.signal = 15
         update(run, batch)
 
-    monkeypatch.setattr(train, "leave", noted_leave)
+    monkeypatch.setattr(resume, "leave", noted_leave)
     monkeypatch.setattr(train, "update", signalled_update)
     config, codes = parsed(tiny, tmp_path / "run"), {}
 
