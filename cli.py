@@ -70,7 +70,7 @@ def parse_config(config_type: type[ConfigT], argv: Sequence[str] | None = None) 
     except SystemExit:
         raise ValueError(f"{path} is not a valid config, as said above") from None
     except RecursionError:
-        raise ValueError(f"{path} has tables in tables in tables: no config is so deep") from None
+        raise ValueError(f"{path} is nested too deeply for a config") from None
     _check(table, config, path)
     return tyro.cli(config_type, args=args, default=config, use_underscores=True)
 

@@ -5,6 +5,7 @@ is killed at any moment leaves the old file or the new one, never a part of eith
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -17,6 +18,8 @@ from typing import IO, Any
 
 if os.name == "posix":
     import fcntl
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors that do not say on which disk
 
 
 def partial(path: Path) -> Path:
@@ -39,7 +42,7 @@ def whole(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
         partial(path).replace(path)
     except BaseException as error:  # Ctrl-C as well
         partial(path).unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:  # as that of a full disk
+        if isinstance(error, OSError) and error.errno in NO_ROOM and error.filename is None:
             error.filename, error.strerror = str(path.parent), error.strerror or str(error)
         raise
 
@@ -75,7 +78,7 @@ def readable(what: object) -> Iterator[None]:
     """Raise ValueError, or OSError, if the block can make no sense of what it reads."""
     try:
         yield
-    except OSError:
+    except (OSError, MemoryError):
         raise
     except Exception as error:  # a made-up file can fail in any way
         reason = error if isinstance(error, ValueError) else repr(error)
@@ -85,12 +88,12 @@ def readable(what: object) -> Iterator[None]:
 def plain_name(name: str) -> str:
     """Return a name that was read from a file. Raises ValueError if it leads to another folder."""
     if Path(name).name != name or name in ("", ".."):
-        raise ValueError(f"{name!r} is not the name of a file beside it")
+        raise ValueError(f"{name!r} must be a plain file name, without a folder")
     return name
 
 
 def check_zip(path: Path) -> None:
-    """Raise ValueError if a file is no zip, or takes more memory than room on the disk."""
+    """Raise an error if a file is no zip archive, or if its content is larger than the file."""
     with zipfile.ZipFile(path) as archive:
         if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
             raise ValueError(f"{path} is packed: its content is larger than the file")

@@ -77,7 +77,7 @@ class TrainConfig:
     on_nonfinite: OnNonfinite = "stop"
     """What to do if a loss or gradient is not finite; the update is left out in any case."""
     verify_every: int = 0
-    """Compute the gradient of every so many steps twice; stop if a bit differs. 0 never does so."""
+    """Compute the gradient of every so many steps two more times; stop if these differ; 0 never."""
     wandb: WandbMode = "off"
     """Log to wandb: online (if logged in), offline (to sync later), or off."""
 
@@ -129,8 +129,8 @@ def train(asked: TrainConfig, world: World, stop: StopRequest) -> None:
                 resume.save(run, [f"step_{step}"])
             if is_last:
                 break
-            with run.watch:
-                update(run, fetch.batch(step))
+            run.watch.begin()
+            update(run, fetch.batch(step))
     if world.is_main:
         conclude(run)
 
@@ -168,8 +168,7 @@ def update(run: Run, batch: tuple[Tensor, ...]) -> None:
     started_at = time.perf_counter()
     config, world, step = run.config, run.world, run.progress.step
     fraction = schedule(step, config.max_steps, config.optim)  # of the peak rates
-    if config.verify_every and step % config.verify_every == 0:
-        check_repeatable(run, lambda: accumulate_gradients(run, batch))
+    check_repeatable(run, lambda: accumulate_gradients(run, batch))
     parallel.seed_dropout(config.seed, step, world)
     from_host = sent(torch.tensor((fraction, run.stop.signal is not None)), world.device)
     numbers = HostCopy(run.compute_update(run, from_host, *batch))
@@ -216,6 +215,7 @@ def accumulate_gradients(run: Run, batch: tuple[Tensor, ...]) -> Tensor:
 
 def evaluate_and_save(run: Run) -> None:
     """Log the validation loss; save the run as "last" and, if that loss is the lowest, "best"."""
+    run.watch.rest()
     run.log.flush(run.stop)
     config, dataset = run.config, run.dataset
     tokens_T = dataset.tokens("val", config.eval_tokens)

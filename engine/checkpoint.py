@@ -145,6 +145,8 @@ def _unpickle(path: Path) -> dict[str, Any]:
         files.check_zip(path)
         with warnings.catch_warnings(action="ignore"):  # the sentence below says it all
             state = torch.load(path, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
     except Exception as error:  # a made-up file can fail in any way
         raise ValueError(
             f"{path} is refused: it must hold tensors and plain values only, never code"

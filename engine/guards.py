@@ -73,33 +73,40 @@ class Spikes:
 
 
 class Watch:
-    """Prints where each thread is when a step takes far longer than the recent ones.
-
-    with watch:
-        step()
-    """
+    """Prints where each thread is when a step takes far longer than the recent ones."""
 
     def __init__(self) -> None:
         self.recent: deque[float] = deque(maxlen=RECENT)
-        self.started_at = 0.0
+        self.began_at = 0.0  # the step
+        self.armed_at = 0.0  # the timer, which short steps share, as each arming costs 0.1 ms
 
-    def __enter__(self) -> None:
-        self.started_at = time.perf_counter()
-        if len(self.recent) == RECENT:
+    def begin(self) -> None:
+        """A step begins, so the one before it, if there was one, has ended."""
+        now = time.perf_counter()
+        if self.began_at > 0:
+            self.recent.append(now - self.began_at)
+        self.began_at = now
+        if len(self.recent) == RECENT and now - self.armed_at > LEAST_SECONDS / 2:
             seconds = max(LEAST_SECONDS, SLOW * statistics.median(self.recent))
-            faulthandler.dump_traceback_later(seconds, file=STDERR)
+            faulthandler.dump_traceback_later(seconds + LEAST_SECONDS / 2, file=STDERR)
+            self.armed_at = now
 
-    def __exit__(self, *_: object) -> None:
+    def rest(self) -> None:
+        """Something else than a step begins, which may take long."""
         faulthandler.cancel_dump_traceback_later()
-        self.recent.append(time.perf_counter() - self.started_at)
+        self.began_at = 0.0
+        self.armed_at = 0.0
 
 
 def check_repeatable(run: Any, accumulate_gradients: Callable[[], Tensor]) -> None:
-    """Compute the gradients of a step twice. Raises ArithmeticError if a bit of them differs.
+    """Compute the gradients of a step two more times, if it is one of `verify_every`.
 
-    Every process must call this. A damaged device may compute wrong numbers that look right.
+    Every process must call this. Raises ArithmeticError if the two differ: a damaged device may
+    compute wrong numbers that look right.
     """
-    world, found = run.world, []
+    world, found, every = run.world, [], run.config.verify_every
+    if every == 0 or world.step % every != 0:
+        return
     for _ in range(2):
         seed_dropout(run.config.seed, world.step, world)
         loss = accumulate_gradients()

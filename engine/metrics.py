@@ -5,7 +5,7 @@ import math
 import os
 import sys
 from collections import deque
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -128,13 +128,14 @@ class Metrics:
             print(f"stopped and saved at step {step}; go on with: {resume}")
 
     def close(self) -> None:
-        self.bar.close()
-        with suppress(OSError):  # it still holds a line that could not be written, as was said
-            self.file.close()
-        if self.wandb is not None:
-            self.wandb.finish()
-        if self.lock is not None:
-            self.lock.close()
+        with ExitStack() as stack:  # in reverse, and each whatever becomes of the others
+            if self.lock is not None:
+                stack.callback(self.lock.close)
+            if self.wandb is not None:
+                stack.callback(self.wandb.finish)
+            stack.enter_context(suppress(OSError))  # of a line that did not fit, as was said
+            stack.callback(self.file.close)
+            stack.callback(self.bar.close)
 
     def _write(self, step: int, values: dict[str, float]) -> None:
         line = {"step": step, **values, "elapsed_seconds": self.elapsed_seconds}

@@ -19,7 +19,7 @@ from torch import Tensor
 from engine.device import DeviceName, find_device, keep_freed_memory
 
 TIMEOUT = timedelta(minutes=10)  # after which a process no longer waits for another
-LOST = ("gloo", "pair closure")  # one of these is in what gloo says of a process that is gone
+LOST = ("gloo", "pair closure")  # gloo's messages about a lost process contain one of these
 
 
 @dataclass

@@ -147,5 +147,5 @@ def plot_loss(out_dir: Path, levels: dict[str, float]) -> None:
     axes.grid(alpha=0.3)
     axes.legend()
     with files.whole(out_dir / "loss.png", "wb") as file:
-        figure.savefig(file, dpi=120)
+        figure.savefig(file, dpi=120, format="png")
     pyplot.close(figure)

@@ -152,6 +152,7 @@ def load_weights(model: nn.Module, weights: dict[str, Any]) -> None:
 
 def save(run: Any, names: list[str]) -> None:
     """Begin to write all that resuming and sampling need. Every process must call this."""
+    run.watch.rest()
     run.log.flush(run.stop)  # raises, before anything is saved, if an update was not finite
     run.saver.close()  # its thread and check_copies would both speak with the other processes
     check_copies(run.model, run.world)

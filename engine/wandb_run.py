@@ -11,7 +11,6 @@ from cli import sentence
 
 WandbMode = Literal["off", "offline", "online"]
 ANSWER_SECONDS = 3
-NO_ANSWER = "no answer"  # which is what a TimeoutError means, and it has no words of its own
 PATIENCE = 60  # seconds for a call
 
 
@@ -34,9 +33,13 @@ class WandbRun:
         try:
             in_time(function, *values, **named)
         except Exception as error:  # wandb raises many kinds, and none is worth the run
-            why = sentence(error) or NO_ANSWER
+            why = reason_of(error)
             print(f"wandb: it failed ({why}), so the rest of this run is not logged there")
             self.has_failed = True
+
+
+def reason_of(error: Exception) -> str:
+    return "no answer" if isinstance(error, TimeoutError) else sentence(error) or repr(error)
 
 
 def in_time(function: Callable[..., Any], *values: Any, **named: Any) -> Any:
@@ -70,7 +73,7 @@ def start_wandb(mode: WandbMode, out_dir: Path, config: dict[str, Any]) -> Wandb
         about = {"project": "glassgpt", "dir": out_dir, "mode": mode, "config": config}
         return WandbRun(in_time(wandb.init, **about, settings=wandb.Settings(init_timeout=20)))
     except Exception as error:  # as above
-        why = sentence(error) or NO_ANSWER
+        why = reason_of(error)
         print(f"wandb: it did not start ({why}), so this run is logged in {out_dir} only")
         return None
 

@@ -31,9 +31,11 @@ def load_model(out_dir: Path, name: str = "best", device: DeviceName = "auto") -
     with files.readable(f"the {name} checkpoint in {out_dir}"):
         config = ModelConfig(**state["model_config"]).sized()
         tokenizer = load_tokenizer(state["tokenizer"])
-        require(tokenizer.vocab_size <= config.vocab_size, f"no {config} has its tokens")
+        is_large_enough = tokenizer.vocab_size <= config.vocab_size
+        require(is_large_enough, f"its tokenizer has more tokens than {config}")
         check_size(config, state["model"])
-        model = GPT(config, cached_attention)
+    model = GPT(config, cached_attention)
+    with files.readable(f"the {name} checkpoint in {out_dir}"):
         model.load_state_dict(state["model"])
         splits = state["data"].values()  # none are known of a model that was imported
         starts_documents = not splits or any(split["documents"] > 1 for split in splits)

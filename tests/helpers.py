@@ -10,6 +10,7 @@ import re
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -159,6 +160,14 @@ def finish(process: BaseProcess, seconds: float = PROCESS_SECONDS) -> int | None
     """Wait for a process; return its exit code, negative if a signal killed it."""
     process.join(seconds)
     return process.exitcode
+
+
+def wait_for_lines(path: Path, n: int) -> None:
+    for _ in range(10_000):
+        if path.exists() and len(path.read_text().splitlines()) >= n:
+            return
+        time.sleep(0.01)
+    raise TimeoutError(f"{path} has fewer than {n} lines")
 
 
 def _run_script(

@@ -25,12 +25,14 @@ Control = Callable[[], AbstractContextManager[object]]
 class Cases:
     """Yields the numbers of the cases, and counts those that went well."""
 
-    def __init__(self, is_full: bool) -> None:
+    def __init__(self, is_full: bool, is_control: bool) -> None:
         self.is_full = is_full
+        self.is_control = is_control
         self.count = 0
 
     def __call__(self, short: int, full: int) -> Iterator[int]:
-        for number in range(full if self.is_full else short):
+        """Yield the numbers of the cases. A control ends at the first one that notices it."""
+        for number in range(full if self.is_full or self.is_control else short):
             yield number
             self.count += 1
 
@@ -43,7 +45,7 @@ class Cases:
 
 @pytest.fixture
 def cases(request: pytest.FixtureRequest, control: Control | None) -> Cases:
-    return Cases(bool(request.config.getoption("--full")))
+    return Cases(bool(request.config.getoption("--full")), control is not None)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -68,10 +70,11 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
     cases: Any = pyfuncitem.funcargs.get("cases")
     control: Any = pyfuncitem.funcargs.get("control")
     if cases is None or control is None:
-        result = yield
-        if cases is not None:
-            pyfuncitem.user_properties.append(("cases", cases.count))
-        return result
+        try:
+            return (yield)
+        finally:
+            if cases is not None:
+                pyfuncitem.user_properties.append(("cases", cases.count))
     with control():
         try:
             yield

@@ -105,12 +105,15 @@ def check_model(state: dict[str, Any]) -> None:
 # --- Controls -------------------------------------------------------------------------------------
 
 
+class Same(str):
+    """A hash that is that of any file."""
+
+    def __ne__(self, _: object) -> bool:
+        return False
+
+
 @contextlib.contextmanager
 def sha256_not_compared() -> Iterator[None]:
-    class Same(str):
-        def __ne__(self, _: object) -> bool:
-            return False
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(files, "sha256", lambda _: Same())
         yield
@@ -119,7 +122,7 @@ def sha256_not_compared() -> Iterator[None]:
 @contextlib.contextmanager
 def meta_not_compared() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("data.loader.sha256_of", lambda _: "")
+        patch.setattr("data.loader.sha256_of", lambda _: Same())
         yield
 
 

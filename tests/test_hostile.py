@@ -245,9 +245,9 @@ def test_a_record_that_names_what_is_outside_of_its_folder_is_refused(
     ):
         (saved / checkpoint.RECORD).write_text(original)
         edit(saved / checkpoint.RECORD, lambda record, to=change: record["last"].update(to))
-        with pytest.raises(ValueError, match="is not the name of a file beside it"):
+        with pytest.raises(ValueError, match="must be a plain file name, without a folder"):
             checkpoint.load(saved, "last")
-        with pytest.raises(ValueError, match="is not the name of a file beside it"):
+        with pytest.raises(ValueError, match="must be a plain file name, without a folder"):
             checkpoint.save(saved, state_of(ByteTokenizer()), ["best"])
 
 
@@ -259,7 +259,7 @@ def test_shards_of_a_dataset_outside_of_their_folder_are_refused(dataset: Path):
             about["shards"] = [{**about, "file": f"../{dataset.name}/{split}.bin"}]
 
     edit(dataset / META, climb)
-    with pytest.raises(ValueError, match=r"is not the name of a file beside it; prepare"):
+    with pytest.raises(ValueError, match=r"must be a plain file name, without a folder; prepare"):
         Dataset.open(dataset)
 
 

@@ -14,7 +14,7 @@ import pytest
 
 import train
 from engine import resume
-from helpers import finish, outcome, start, start_many, write_tiny
+from helpers import finish, outcome, start, start_many, wait_for_lines, write_tiny
 from promises import Cases
 
 LONG = ("--max_steps=40", "--eval_every=2", "--auto_resume")  # with 20 checkpoints
@@ -87,23 +87,30 @@ def test_a_run_killed_at_random_moments_ends_as_an_undisturbed_one(
 ):
     log = tmp_path / "log"
     run = partial(begin, n_processes, output=log)
-    undisturbed, started_at = tmp_path / "undisturbed", time.monotonic()
-    assert set(all_finished(run("train", tiny, f"--out_dir={undisturbed}", *LONG))) == {0}
+    for name in ("first", "undisturbed"):  # the first one also starts the server of processes
+        started_at = time.monotonic()
+        assert set(all_finished(run("train", tiny, f"--out_dir={tmp_path / name}", *LONG))) == {0}
     seconds = time.monotonic() - started_at
-    expected = outcome(undisturbed)
+    expected = outcome(tmp_path / "undisturbed")
     arguments = (tiny, f"--out_dir={tmp_path / 'run'}", *LONG)
+    rng, n_killed = random.Random(n_processes), 0
     short = 2
-    for case in cases(short, 200 if n_processes == 1 else 60):
+    for case in cases(short, 250 if n_processes == 1 else 60):
         processes = run(script[0], *arguments)
-        time.sleep(random.uniform(0.2, 1) * seconds)
+        if case == 0:  # has it been saved? Else no control would be noticed
+            wait_for_lines(tmp_path / "run/metrics.jsonl", 20)
+        else:
+            time.sleep(rng.uniform(0.1, 0.9) * seconds)
         for process in processes:
             process.kill()
-        assert set(all_finished(processes)) <= {0, -signal.SIGKILL, 2}, (
-            tmp_path / "log"
-        ).read_text()
-        if case % 5 == 4 or case == short - 1:
-            codes = all_finished(run(script[0], *arguments))
-            assert set(codes) == {0}, log.read_text()
+        codes = set(all_finished(processes))
+        assert codes <= {0, -signal.SIGKILL, 2}, log.read_text()
+        n_killed += -signal.SIGKILL in codes
+        if case % 3 == 2 or case == short - 1:
+            codes = set(all_finished(run(script[0], *arguments)))
+            assert codes == {0}, log.read_text()
             assert outcome(tmp_path / "run") == expected
             assert not list((tmp_path / "run").glob("*.partial"))
             (tmp_path / "run").rename(tmp_path / f"run{case}")
+    assert n_killed >= cases.count / 2
+    cases.count = n_killed

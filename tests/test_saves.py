@@ -239,7 +239,7 @@ def test_whichever_call_of_a_run_fails_or_kills_it_goes_on_to_the_end_of_an_undi
     fault: str, cases: Cases, tiny: Path, trained: Path, tmp_path: Path
 ):
     expected = outcome(trained)
-    calls = range(1 + list(FAULTS).index(fault), 10_000, 11 if cases.is_full else 120)
+    calls = range(1 + list(FAULTS).index(fault), 10_000, 17 if cases.is_full else 120)
     for call, _ in zip(calls, cases.until_none_is_left(), strict=False):
         folder = tmp_path / f"run{call}"
         disk = write_with(fault, call, train_here, tiny, folder)

@@ -5,6 +5,7 @@ python -m pytest -m promise tests/test_soak.py --soak_steps=300000     # about t
 
 import contextlib
 import itertools
+import signal
 import statistics
 import subprocess
 import sys
@@ -18,7 +19,8 @@ from helpers import REPOSITORY, outcome, write_tiny
 from promises import Cases
 
 FLAGS = ("--eval_every=100", "--optim.learning_rate=1e-4", "--samples=0")
-LOOK_SECONDS = 0.5
+LOOK_SECONDS = 0.2
+LOOKS_BETWEEN_PAUSES = 20
 SCRIPT = """
 import sys
 sys.path.insert(0, {repository!r})
@@ -26,21 +28,30 @@ import cli, train
 {more}
 cli.run(train.main)
 """
-LEAKS = """
+LEAK = """
 held, update = [], train.update
 def leaking(run, batch):
     update(run, batch)
-    held.append((bytearray(20_000), open("/dev/null")))
+    part = run.config.max_steps // 500
+    held.append({what})
 train.update = leaking
 """
 more = [""]  # lines of the script, which a control adds
 
 
 @contextlib.contextmanager
-def memory_and_files_leak() -> Iterator[None]:
-    more[0] = LEAKS
+def leak(what: str) -> Iterator[None]:
+    more[0] = LEAK.format(what=what)
     yield
     more[0] = ""
+
+
+def memory_leaks() -> contextlib.AbstractContextManager[None]:
+    return leak("bytes(range(250)) * (400_000 // run.config.max_steps)")  # 100 MB in all
+
+
+def files_stay_open() -> contextlib.AbstractContextManager[None]:
+    return leak("run.progress.step % part or open('/dev/null')")  # 500 in all
 
 
 class Training:
@@ -67,7 +78,8 @@ class Training:
     def look(self) -> None:
         """Note MB of memory, open files, threads, and checkpoints on the disk."""
         proc = Path(f"/proc/{self.process.pid}")
-        with contextlib.suppress(OSError, KeyError):  # the process ends, or a file is swept
+        with contextlib.suppress(OSError, KeyError):  # it has not begun, it ends, a file is swept
+            (self.out_dir / "metrics.jsonl").stat()
             lines = (proc / "status").read_text().splitlines()
             status = dict(line.split(":", 1) for line in lines)
             self.held.append(
@@ -91,30 +103,34 @@ class Training:
             assert self.process.wait(60) in (0, 143, -15)
             self.start("--auto_resume")
         else:
-            self.process.send_signal(19)  # SIGSTOP
+            self.process.send_signal(signal.SIGSTOP)
             time.sleep(1)
-            self.process.send_signal(18)  # SIGCONT
+            self.process.send_signal(signal.SIGCONT)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.promise(controls=[memory_and_files_leak])
+@pytest.mark.promise(controls=[memory_leaks, files_stay_open])
 def test_a_long_run_holds_no_more_at_its_end_and_pauses_change_nothing(
     cases: Cases, tmp_path: Path, request: pytest.FixtureRequest
 ):
     steps = request.config.getoption("--soak_steps") or (20_000 if cases.is_full else 600)
     config = write_tiny(tmp_path)
     steady, paused = (Training(tmp_path / name, config, steps) for name in ("steady", "paused"))
+    n_pauses = 0
     for look in itertools.count(1):
         time.sleep(LOOK_SECONDS)
         steady.look()
         if steady.is_over() and paused.is_over():
             break
-        if look % 20 == 0 and not paused.is_over():
-            paused.pause(is_to_end=look % 40 == 0)
+        if look % LOOKS_BETWEEN_PAUSES == 0 and paused.held and not paused.is_over():
+            paused.pause(is_to_end=n_pauses % 2 == 1)
+            n_pauses += 1
+        paused.look()
     cases.count = steps
     early, late = steady.typically(0.3, 0.5), steady.typically(0.8, 0.95)
-    print(f"held early: {early}, late: {late}")
+    print(f"{n_pauses} pauses; held early: {early}, late: {late}")
+    assert n_pauses >= 2
     assert late["memory"] <= early["memory"] * 1.03
     assert late["files"] <= early["files"]
     assert late["threads"] <= early["threads"]

@@ -44,11 +44,12 @@ from helpers import (
     signal_handlers_kept,
     start,
     train_here,
+    wait_for_lines,
     write_dataset,
     write_tiny,
 )
 from promises import Cases, Control
-from test_train import signalled, stopped_here, wait_for_lines
+from test_train import signalled, stopped_here
 from test_wandb_run import FakeWandb
 from viewer import live, page, tokens
 
@@ -342,7 +343,7 @@ class WaitingWandb(FakeWandb):
     def _call(self, name: str) -> None:
         self.calls.append(name)
         if name == self.failing and not self.has_returned:
-            time.sleep(1)
+            time.sleep(6)
             self.has_returned = True
 
 
@@ -361,7 +362,7 @@ def test_a_wandb_that_fails_or_does_not_return_changes_nothing_and_is_named_once
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):
-    monkeypatch.setattr(wandb_run, "PATIENCE", 0.3)
+    monkeypatch.setattr(wandb_run, "PATIENCE", 1)
     for number in cases(2, 12):
         function = ("log", "init", "finish")[number % 3]
         fake = (WaitingWandb, FakeWandb)[number // 3 % 2](function)

@@ -84,6 +84,7 @@ def test_a_program_whose_nth_call_to_the_system_fails_goes_on_to_the_end_of_an_u
     train_here(config, tmp_path / "undisturbed", *FLAGS)
     expected = outcome(tmp_path / "undisturbed")
     for call in FAULTS[fault] if cases.is_full else FAULTS[fault][:1]:
+        before = cases.count
         stride = (12 if call == "write" else 1) if cases.is_full else 4  # of a hundred writes
         for _, number in zip(cases.until_none_is_left(), itertools.count(stride, stride)):
             shutil.rmtree(out_dir, ignore_errors=True)
@@ -91,4 +92,4 @@ def test_a_program_whose_nth_call_to_the_system_fails_goes_on_to_the_end_of_an_u
                 break
             train_here(config, out_dir, *FLAGS, "--auto_resume")
             assert outcome(out_dir) == expected, (call, number)
-        assert cases.count > 0
+        assert cases.count > before, call

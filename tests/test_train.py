@@ -37,6 +37,7 @@ from helpers import (
     start,
     start_two,
     train_here,
+    wait_for_lines,
     without_box,
     without_times,
     write_dataset,
@@ -459,14 +460,6 @@ def test_a_resumed_run_takes_the_new_learning_rate(tiny: Path, tmp_path: Path):
     lines = metrics.read(tmp_path / "run/metrics.jsonl")
     rates = [line["learning_rate"] for line in lines if "learning_rate" in line]
     assert rates[3:] == pytest.approx([1e-2] * 3 + [1e-3] * 6)
-
-
-def wait_for_lines(path: Path, n: int) -> None:
-    for _ in range(10_000):
-        if path.exists() and len(path.read_text().splitlines()) >= n:
-            return
-        time.sleep(0.01)
-    raise TimeoutError(f"{path} has fewer than {n} lines")
 
 
 def test_a_process_stopped_by_ctrl_c_says_how_to_go_on_and_then_ends_as_undisturbed(

@@ -47,5 +47,5 @@ def draw(path: Path, weights_LHTT: Tensor, tokens: list[str], measured: Measured
     bar = figure.colorbar(cm.ScalarMappable(scale, ramp), ax=axes, shrink=0.6)
     bar.set_label("attention weight, on a scale of square roots")
     with warnings.catch_warnings(action="ignore"), files.whole(path, "wb") as file:
-        figure.savefig(file, dpi=120)  # warns if its font lacks a letter
+        figure.savefig(file, dpi=120, format="png")  # warns if its font lacks a letter
     pyplot.close(figure)
