@@ -11,13 +11,14 @@ import errno
 import io
 import itertools
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+import files
 
 CALLS = ("fsync", "replace", "rename", "unlink", "rmdir", "mkdir")
 
@@ -111,15 +112,11 @@ def broken_disk(failing: int, fault: str) -> Iterator[Disk]:
 Contents = dict[str, bytes]  # by the path in a folder
 
 
-def contents(folder: Path) -> Contents:
-    paths = (path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
-
-
 def put(wanted: Contents, folder: Path) -> None:
     """Let a folder hold these files and no others."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
+    for path in folder.iterdir():
+        files.remove(path)
     for name, data in wanted.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)

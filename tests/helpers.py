@@ -93,6 +93,12 @@ def write_tiny(folder: Path) -> Path:
     return folder / "tiny.toml"
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return what each file in a folder holds, by its path."""
+    paths = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
 @contextlib.contextmanager
 def signal_handlers_kept() -> Iterator[None]:
     numbers = (signal.SIGINT, signal.SIGTERM)

@@ -8,7 +8,8 @@
 `cases(short, full)` yields the numbers of the cases: a few by default, many with --full, which
 `make torture` passes. Each control, here `hash_not_checked`, is a context manager that breaks the
 program; the test is run once more inside of it and must then fail. A control that goes unnoticed is
-itself a failure. At the end a table says of each promise how often it was tried.
+itself a failure; all controls are slow tests. At the end a table says of each promise how often it
+was tried.
 """
 
 import functools
@@ -56,9 +57,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     marker = metafunc.definition.get_closest_marker("promise")
     if marker is not None:
-        controls = [None, *marker.kwargs["controls"]]
+        slow = [pytest.param(one, marks=pytest.mark.slow) for one in marker.kwargs["controls"]]
         names = ["kept", *(f"control_{name_of(control)}" for control in marker.kwargs["controls"])]
-        metafunc.parametrize("control", controls, ids=names)
+        metafunc.parametrize("control", [None, *slow], ids=names)
 
 
 def name_of(control: Any) -> str:

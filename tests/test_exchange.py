@@ -25,7 +25,7 @@ from data.loader import Dataset
 from data.prepare import PrepareConfig, main, prepare
 from data.tokenizer import GPT2_PATTERN, BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer
 from exchange import gguf_file, hub_folder, hub_models, vocabulary
-from helpers import TINY, run_here, train_here, words, write_dataset
+from helpers import TINY, contents, run_here, train_here, words, write_dataset
 from model import GPT, ModelConfig
 from sampling.load import load_model
 
@@ -147,10 +147,6 @@ def test_what_was_exported_and_imported_is_exported_to_the_same_bytes(
 def test_who_can_read_one_file_of_a_folder_can_read_all(tmp_path: Path):
     hub_folder.export(state_of(tokenizers()["byte"]), tmp_path / "model", license="")
     assert len({path.stat().st_mode for path in (tmp_path / "model").iterdir()}) == 1
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 # --- What others wrote ----------------------------------------------------------------------------

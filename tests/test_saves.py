@@ -25,8 +25,8 @@ from data.loader import Dataset
 from data.prepare import PrepareConfig, prepare
 from engine import checkpoint, resume, saver
 from engine.parallel import World
-from faults import FAULTS, Disk, Killed, broken_disk, contents, put, recorded
-from helpers import outcome, run_here, train_here, words, write_tiny
+from faults import FAULTS, Disk, Killed, broken_disk, put, recorded
+from helpers import contents, outcome, run_here, train_here, words, write_tiny
 from promises import Cases
 
 Content = Any

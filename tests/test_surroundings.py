@@ -36,8 +36,10 @@ import sample
 import train
 import visualize
 from engine import checkpoint, resume, wandb_run
+from faults import put
 from helpers import (
     REPOSITORY,
+    contents,
     finish,
     outcome,
     run_here,
@@ -96,22 +98,6 @@ def ran(script: str, *flags: object) -> tuple[int, str]:
     return code, error.getvalue().splitlines()[-1] if code == 2 else ""
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    """What each file in a folder holds, by its path."""
-    found = (path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
-
-
-def lay(folder: Path, there: dict[str, bytes]) -> None:
-    """Let a folder hold these files and no others."""
-    folder.mkdir(exist_ok=True)
-    for path in folder.iterdir():
-        files.remove(path)
-    for name, content in there.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content)
-
-
 def broken(name: str, owner: Any, attribute: str, value: Any) -> Control:
     """Return a control of this name, which puts `value` in the place of a part of the program."""
 
@@ -165,7 +151,7 @@ class Jobs:
     def check(self, job: str, disk: Path, trouble: AbstractContextManager[object]) -> None:
         """Do a job in trouble, look at what it leaves, and do it again if it failed."""
         old, new = self.before_and_after(job)
-        lay(disk, old)
+        put(disk, old)
         with trouble:
             code, error = self.do(job, disk)
         if code != 0:
@@ -304,7 +290,7 @@ def test_a_run_goes_on_without_its_dataset_and_resumes_with_that_one_only(
         code, error = ran("train", *flags, "--resume")
         assert code == 2
         assert str(folder) in error or "another dataset: its train differs" in error
-        lay(folder, before)
+        put(folder, before)
         assert ran("train", *flags, "--resume") == (0, "")
         assert outcome(out_dir) == outcome(undisturbed)
 
@@ -327,7 +313,7 @@ def test_a_run_whose_token_file_is_cut_dies_and_goes_on_when_it_is_whole_again(
     assert checkpoint.load(out_dir, "last")["step"] == 4
     code, error = ran("train", *flags, "--resume")
     assert (code, "train.bin should have" in error) == (2, True)
-    lay(folder, before)
+    put(folder, before)
     assert ran("train", *flags, "--resume") == (0, "")
     assert outcome(out_dir) == outcome(undisturbed)
 

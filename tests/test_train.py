@@ -30,6 +30,7 @@ from engine.replica import draw_weights
 from helpers import (
     PLAIN,
     REPOSITORY,
+    contents,
     finish,
     losses,
     outcome,
@@ -707,10 +708,6 @@ def test_a_device_that_is_not_here_is_refused(refusal: Callable[..., str], tmp_p
     said = refusal(f"--out_dir={tmp_path / 'run'}", "--device=cuda")
     assert "device cuda is not available here: take auto or" in said
     assert list(tmp_path.iterdir()) == []
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 @pytest.mark.parametrize(
