@@ -70,7 +70,7 @@ def test_processes_that_share_a_model_give_the_losses_of_one(
 ):
     run(n, way, tiny, tmp_path / "shared", *KINDS[kind])
     train_here(tiny, tmp_path / "alone", *EXACT, *KINDS[kind])
-    assert losses(tmp_path / "shared") == pytest.approx(losses(tmp_path / "alone"), abs=1e-5)
+    assert losses(tmp_path / "shared") == pytest.approx(losses(tmp_path / "alone"), abs=5e-5)
 
 
 # At three times these rates rounding alone grows to 3e-3 in 50 steps: one process that adds up its
@@ -107,7 +107,7 @@ def test_what_two_processes_saved_goes_on_in_four_and_in_one(
     run(2, "fsdp", tiny, path, *CONSTANT, "--max_steps=4")
     run(4, "hsdp", tiny, path, *CONSTANT, "--max_steps=8", "--resume")
     train_here(tiny, path, *EXACT, *CONSTANT, "--parallel=fsdp", "--resume")
-    assert losses(path)[-5:] == pytest.approx(losses(alone)[-5:], abs=1e-5)
+    assert losses(path)[-5:] == pytest.approx(losses(alone)[-5:], abs=5e-5)
     weights = [checkpoint.load(folder, "last")["model"] for folder in (path, alone)]
     torch.testing.assert_close(*weights, rtol=0, atol=1e-4)
 
@@ -165,7 +165,7 @@ def test_a_job_that_is_started_again_skips_a_damaged_share_and_names_it(
     flip(damaged, 4000)
     said = run(2, "fsdp", tiny, out_dir, *CONSTANT, "--auto_resume")
     assert f"skipped the last checkpoint: {damaged} is missing or damaged" in said
-    assert losses(out_dir) == pytest.approx(losses(alone), abs=1e-5)  # from step 4 on
+    assert losses(out_dir) == pytest.approx(losses(alone), abs=5e-5)  # from step 4 on
     run(2, "fsdp", tiny, out_dir, *CONSTANT, "--resume")
 
 
@@ -217,7 +217,7 @@ def test_where_one_process_cannot_write_all_end_with_a_sentence_and_the_checkpoi
     assert checkpoint.load(out_dir, "last")["step"] == 4
     assert len(list(out_dir.glob("*.shares"))) == 1
     run(2, "fsdp", tiny, out_dir, *CONSTANT, "--resume")
-    assert losses(out_dir) == pytest.approx(losses(alone), abs=1e-5)
+    assert losses(out_dir) == pytest.approx(losses(alone), abs=5e-5)
 
 
 @pytest.mark.parametrize("broken", ["", "dropped", "shifted", "swapped"])
@@ -416,4 +416,4 @@ def test_a_job_whose_worker_is_killed_or_stopped_ends_with_the_losses_of_an_undi
     assert re.search(sentence, done.stderr) or number == signal.SIGKILL
     assert "-9" in done.stderr or number == signal.SIGSTOP
     train_here(tiny, tmp_path / "alone", *EXACT)
-    assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "alone"), abs=1e-5)
+    assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "alone"), abs=5e-5)
