@@ -112,7 +112,7 @@ def broken_disk(failing: int, fault: str) -> Iterator[Disk]:
 Contents = dict[str, bytes]  # by the path in a folder
 
 
-def put(wanted: Contents, folder: Path) -> None:
+def put(folder: Path, wanted: Contents) -> None:
     """Let a folder hold these files and no others."""
     folder.mkdir(exist_ok=True)
     for path in folder.iterdir():

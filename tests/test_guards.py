@@ -199,20 +199,20 @@ def test_a_gradient_that_differs_by_a_bit_when_it_is_computed_again_stops_the_ru
 def test_where_a_step_takes_far_longer_than_the_others_it_says_where_each_thread_is(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr(guards, "LEAST_SECONDS", 1.0)
+    monkeypatch.setattr(guards, "LEAST_SECONDS", 0.4)
     watch = guards.Watch()
 
     def step_that_hangs(seconds: float) -> None:
         watch.begin()
         time.sleep(seconds)
 
-    step_that_hangs(2)  # the first ones may compile
+    step_that_hangs(1)  # the first ones may compile
     for _ in range(RECENT):
         step_that_hangs(0)
     watch.rest()
-    time.sleep(2)  # an evaluation
+    time.sleep(1)  # an evaluation
     assert capfd.readouterr().err == ""
-    step_that_hangs(2)
+    step_that_hangs(1)
     assert re.search(r"Timeout.*in step_that_hangs", capfd.readouterr().err, re.S)
     watch.rest()
 

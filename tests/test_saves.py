@@ -283,7 +283,7 @@ def test_whenever_the_power_fails_there_is_a_last_checkpoint_that_loads(
         for n_calls in range(len(journal.calls) + 1):
             is_saved = n_calls == len(journal.calls)
             for left in journal.states_after(n_calls, before):
-                put(left, found)
+                put(found, left)
                 loaded = checkpoint.load(found, "last")
                 assert loaded["step"] in ([step] if is_saved else [step - 1, step])
                 expected = state(loaded["step"])["model"]["weight"]
