@@ -93,9 +93,9 @@ def test_a_run_killed_at_random_moments_ends_as_an_undisturbed_one(
     seconds = time.monotonic() - started_at
     expected = outcome(tmp_path / "undisturbed")
     arguments = (tiny, f"--out_dir={tmp_path / 'run'}", *LONG)
-    rng, n_killed = random.Random(n_processes), 0
-    short = 2
-    for case in cases(short, 250 if n_processes == 1 else 60):
+    rng = random.Random(n_processes)
+    wanted = (200 if n_processes == 1 else 60) if cases.is_full else 2
+    for case in range(4 * wanted):
         processes = run(script[0], *arguments)
         if case == 0:  # has it been saved? Else no control would be noticed
             wait_for_lines(tmp_path / "run/metrics.jsonl", 20)
@@ -105,12 +105,13 @@ def test_a_run_killed_at_random_moments_ends_as_an_undisturbed_one(
             process.kill()
         codes = set(all_finished(processes))
         assert codes <= {0, -signal.SIGKILL, 2}, log.read_text()
-        n_killed += -signal.SIGKILL in codes
-        if case % 3 == 2 or case == short - 1:
+        cases.count += -signal.SIGKILL in codes  # else it had ended before
+        if case % 3 == 2 or cases.count == wanted:
             codes = set(all_finished(run(script[0], *arguments)))
             assert codes == {0}, log.read_text()
             assert outcome(tmp_path / "run") == expected
             assert not list((tmp_path / "run").glob("*.partial"))
             (tmp_path / "run").rename(tmp_path / f"run{case}")
-    assert n_killed >= cases.count / 2
-    cases.count = n_killed
+        if cases.count == wanted:
+            break
+    assert cases.count == wanted

@@ -241,7 +241,7 @@ def test_whichever_call_of_a_run_fails_or_kills_it_goes_on_to_the_end_of_an_undi
     if not cases.is_full and fault not in ("KILL", "EIO"):
         pytest.skip("tried by `make torture`")
     expected = outcome(trained)
-    calls = range(1 + list(FAULTS).index(fault), 10_000, 17 if cases.is_full else 120)
+    calls = range(1 + list(FAULTS).index(fault), 10_000, 11 if cases.is_full else 120)
     for call, _ in zip(calls, cases.until_none_is_left(), strict=False):
         folder = tmp_path / f"run{call}"
         disk = write_with(fault, call, train_here, tiny, folder)
