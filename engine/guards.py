@@ -104,17 +104,17 @@ def check_repeatable(run: Any, accumulate_gradients: Callable[[], Tensor]) -> No
     Every process must call this. Raises ArithmeticError if the two differ: a damaged device may
     compute wrong numbers that look right.
     """
-    world, found, every = run.world, [], run.config.verify_every
-    if every == 0 or world.step % every != 0:
+    step, every, found = run.progress.step, run.config.verify_every, []
+    if every == 0 or step % every != 0:
         return
     for _ in range(2):
-        seed_dropout(run.config.seed, world.step, world)
+        seed_dropout(run.config.seed, step, run.world)
         loss = accumulate_gradients()
         found.append(bits_of([loss, *(p.grad for p in run.model.parameters() if p.requires_grad)]))
         run.model.zero_grad()
-    if world.sum(torch.tensor(float(found[0] != found[1]))) > 0:
+    if run.world.sum(torch.tensor(float(found[0] != found[1]))) > 0:
         raise ArithmeticError(
-            f"after step {world.step} the same gradients were computed twice, and they differ: a "
+            f"after step {step} the same gradients were computed twice, and they differ: a "
             "device is at fault, or its kernels add up in any order, as many of a GPU do; go on "
             "from the last checkpoint with --resume on another machine, or with --verify_every=0"
         )
