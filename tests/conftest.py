@@ -10,6 +10,7 @@ import torch
 from tqdm import tqdm
 
 from graphs import graphs  # noqa: F401  (a fixture)
+from helpers import train_here, write_tiny
 
 pytest_plugins = ["promises"]
 
@@ -45,3 +46,16 @@ def gpt2_cache(monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = shared("tiktoken_cache")
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(folder))
     return folder
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The config of a tiny run, whose dataset is beside it."""
+    return write_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny: Path) -> Path:
+    """The folder of the tiny run that nothing happened to."""
+    train_here(tiny, tiny.parent / "undisturbed")
+    return tiny.parent / "undisturbed"

@@ -25,7 +25,7 @@ from benchmarks.runs import Finished, python, run
 from benchmarks.table import Row
 from data.loader import Dataset
 from data.tokenizer import ByteTokenizer
-from helpers import REPOSITORY, TINY, train_here, words, write_stories, write_tiny
+from helpers import REPOSITORY, TINY, train_here, words, write_stories
 from model import GPT, ModelConfig
 from sampling.score import split_loss
 from train import TrainConfig
@@ -86,12 +86,6 @@ def checkout(tmp_path: Path) -> Path:
     (folder / "train.py").write_text(TRAIN)
     (folder / "model.py").write_text(MODEL)
     return folder
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The config of a tiny run, whose dataset is beside it."""
-    return write_tiny(tmp_path_factory.mktemp("tiny"))
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:

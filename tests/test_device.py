@@ -31,7 +31,6 @@ from helpers import (
     losses,
     signal_handlers_kept,
     train_here,
-    write_tiny,
 )
 
 CPU = torch.device("cpu")
@@ -211,11 +210,6 @@ def gpu(monkeypatch: pytest.MonkeyPatch, graphs: None) -> Iterator[Any]:
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
     with signal_handlers_kept():
         yield FakeCUDA("cpu")
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny(tmp_path_factory.mktemp("tiny"))
 
 
 def parsed(config: Path, out_dir: Path, *flags: str) -> train.TrainConfig:

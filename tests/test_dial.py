@@ -20,18 +20,13 @@ from engine.optim import OptimConfig
 from engine.parallel import World
 from engine.resume import Progress
 from engine.trial import Pilot, hardness, spread
-from helpers import losses, outcome, train_here, write_dataset, write_tiny
+from helpers import losses, outcome, train_here, write_dataset
 
 PILOT = Pilot(product_weights=400_000, n_tokens=100_000, loss=2.0, hardness=2.0)
 MACHINE = World(torch.device("cpu"))
 FALLING = ("--optim.decay=linear", "--optim.decay_fraction=0.6")
 FREE = ("--model.n_layer=0", "--model.n_embd=0", "--model.n_head=0", "--model.dropout=0")
 UNPLANNED = ("--max_steps=0", "--batch_size=0", "--micro_batch_size=0", "--eval_every=0")
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture

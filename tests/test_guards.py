@@ -24,20 +24,7 @@ from helpers import (
     start,
     start_two,
     train_here,
-    write_tiny,
 )
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("undisturbed") / "run"
-    train_here(tiny, path)
-    return path
 
 
 @pytest.fixture

@@ -14,16 +14,11 @@ import pytest
 
 import train
 from engine import resume
-from helpers import finish, outcome, start, start_many, wait_for_lines, write_tiny
+from helpers import finish, outcome, start, start_many, wait_for_lines
 from promises import Cases
 
 LONG = ("--max_steps=40", "--eval_every=2", "--auto_resume")  # with 20 checkpoints
 script = ["train"]  # what is killed; a control puts a broken one in its place
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny(tmp_path_factory.mktemp("tiny"))
 
 
 def train_with_momentum_of_zero() -> None:

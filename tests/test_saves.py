@@ -26,22 +26,10 @@ from data.prepare import PrepareConfig, prepare
 from engine import checkpoint, resume, saver
 from engine.parallel import World
 from faults import FAULTS, Disk, Killed, broken_disk, put, recorded
-from helpers import contents, outcome, run_here, train_here, words, write_tiny
+from helpers import contents, outcome, run_here, train_here, words
 from promises import Cases
 
 Content = Any
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
-def trained(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("trained") / "run"
-    train_here(tiny, path)
-    return path
 
 
 # --- What is written ------------------------------------------------------------------------------
@@ -195,10 +183,10 @@ def write_with(fault: str, call: int, write: Callable[..., None], *arguments: An
     ],
 )
 def test_whichever_call_fails_or_kills_what_is_written_is_as_before_or_as_after(
-    name: str, cases: Cases, trained: Path, tmp_path: Path
+    name: str, cases: Cases, undisturbed: Path, tmp_path: Path
 ):
     writing = WRITINGS[name]
-    write = partial(writing.write, trained) if writing.needs_run else writing.write
+    write = partial(writing.write, undisturbed) if writing.needs_run else writing.write
     before, after, folder = (tmp_path / part / "folder" for part in ("1", "2", "3"))
     before.mkdir(parents=True)
     write(before, writing.versions[0])
@@ -236,11 +224,11 @@ def optimizer_not_restored() -> Iterator[None]:
 @pytest.mark.promise(controls=[optimizer_not_restored])
 @pytest.mark.parametrize("fault", FAULTS)
 def test_whichever_call_of_a_run_fails_or_kills_it_goes_on_to_the_end_of_an_undisturbed_one(
-    fault: str, cases: Cases, tiny: Path, trained: Path, tmp_path: Path
+    fault: str, cases: Cases, tiny: Path, undisturbed: Path, tmp_path: Path
 ):
     if not cases.is_full and fault not in ("KILL", "EIO"):
         pytest.skip("tried by `make torture`")
-    expected = outcome(trained)
+    expected = outcome(undisturbed)
     calls = range(1 + list(FAULTS).index(fault), 10_000, 11 if cases.is_full else 120)
     for call, _ in zip(calls, cases.until_none_is_left(), strict=False):
         folder = tmp_path / f"run{call}"

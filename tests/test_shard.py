@@ -23,7 +23,7 @@ import train
 from engine import checkpoint, muon, shares
 from engine.parallel import World
 from engine.shard import Owners, choose_parallel
-from helpers import REPOSITORY, finish, losses, run_here, start, start_many, train_here, write_tiny
+from helpers import REPOSITORY, finish, losses, run_here, start, start_many, train_here
 from model import ModelConfig
 
 CPU = torch.device("cpu")
@@ -34,11 +34,6 @@ UNEVEN = ("--model.vocab_size=101",)
 RATES = ("--optim.muon_learning_rate=0.02", "--optim.embedding_learning_rate=0.03")
 CONSTANT = ("--optim.decay_fraction=0", *RATES)  # they do not depend on the number of steps
 WAYS = {"ddp": 0, "fsdp": 0, "hsdp": 2}  # and how many processes count as of one machine
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny(tmp_path_factory.mktemp("tiny"))
 
 
 def run(n: int, way: str, tiny: Path, out_dir: Path, *flags: str, script: str = "train") -> str:

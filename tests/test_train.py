@@ -42,7 +42,6 @@ from helpers import (
     without_box,
     without_times,
     write_dataset,
-    write_tiny,
 )
 from sampling.load import load_model
 
@@ -52,19 +51,6 @@ LONG = ("--max_steps=40", "--eval_every=2")  # long enough to be hit, with 20 ch
 RESTLESS = ("--max_steps=40", "--batch_size=32", "--model.dropout=0", "--optim.learning_rate=0.1")
 UPDATE = {"step", "train_loss", "learning_rate", "grad_norm", "tokens_per_second"}
 EVALUATION = {"step", "val_loss", "val_bits_per_byte"}
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The config of a tiny run, whose dataset is beside it."""
-    return write_tiny(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tiny: Path) -> Path:
-    """The folder of the tiny run that nothing happened to."""
-    train_here(tiny, tiny.parent / "undisturbed")
-    return tiny.parent / "undisturbed"
 
 
 @pytest.fixture(scope="module")

@@ -10,12 +10,7 @@ import pytest
 
 from engine import metrics
 from engine.wandb_run import WandbRun, start_wandb
-from helpers import REPOSITORY, finish, losses, start, train_here, write_tiny
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny(tmp_path_factory.mktemp("tiny"))
+from helpers import REPOSITORY, finish, losses, start, train_here
 
 
 class FakeWandb:
