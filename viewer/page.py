@@ -13,7 +13,10 @@ import torch
 from torch import Tensor
 
 FOLDER = Path(__file__).parent / "page"
-SCRIPTS = ("data.js", "draw.js", "numbers.js", "panels.js", "main.js")
+SCRIPTS = (
+    *("data.js", "weights.js", "tokenizer.js", "gpt.js", "read.js", "draw.js", "numbers.js"),
+    *("panels.js", "write.js", "follow.js", "compare.js", "examples.js", "walk.js", "main.js"),
+)
 N_LOGITS = 100  # the likeliest tokens at each position
 N_SHOWN = 10  # of these are listed by name
 TEMPERATURES = tuple(round(0.1 * n, 1) for n in range(1, 21))
@@ -76,14 +79,12 @@ def as_json(data: object) -> str:
     return json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
-def build(scenes: list[Json], live: bool = False) -> str:
-    """Return the page as text; `live` adds a text box that asks the server of the page."""
-    scripts = (*SCRIPTS, "live.js") if live else SCRIPTS
+def build(scenes: list[Json]) -> str:
+    """Return the page as text."""
     style = (FOLDER / "page.css").read_text(encoding="utf-8")
-    script = "\n".join((FOLDER / name).read_text(encoding="utf-8") for name in scripts)
-    # A browser runs this script and no other, loads nothing, and talks at most to its own origin
+    script = "\n".join((FOLDER / name).read_text(encoding="utf-8") for name in SCRIPTS)
+    # A browser runs this script and no other, loads nothing, and talks to nobody
     policy = f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}"
-    policy += "; connect-src 'self'" if live else ""
     parts = {"policy": policy, "style": style, "script": script, "data": as_json(scenes)}
     template = (FOLDER / "page.html").read_text(encoding="utf-8")
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)

@@ -26,55 +26,55 @@ function paint(width, height, cells) {
   return canvas;
 }
 
+// A cell shows a weight or, if two texts are compared, by how much it differs; null if there is nothing to show
 function visitCells(panel, visit) {
-  const [down, across] = sides(panel);
-  for (let y = 0; y < down.length; y++)
-    for (let x = 0; x < across.length; x++) {
-      const [j, i] = place({ i: y, j: x });
-      visit(weight(panel, i, j), isMasked(panel, i, j), x, y);
-    }
+  const { queries, keys } = panel.axis, value = compares() ? difference : weight;
+  for (let i = 0; i < queries.length; i++)
+    for (let j = 0; j < keys.length; j++) visit(isMasked(panel, i, j) ? null : value(panel, i, j), i, j);
+}
+
+function tone(value) {
+  if (!compares()) return colours[level(value)];
+  const paper = rgb(colour("paper")), ink = rgb(colour(value > 0 ? "seen" : "accent")), much = Math.sqrt(Math.abs(value));
+  return paper.map((from, c) => Math.round(from + much * (ink[c] - from)));
 }
 
 function bitmap(panel) {
-  const [down, across] = sides(panel), cells = [];
-  visitCells(panel, (w, hidden) => cells.push(hidden ? masked : pixels[level(w)]));
-  return paint(across.length, down.length, cells);
+  const cells = [];
+  visitCells(panel, (value) => cells.push(value === null ? masked : compares() ? pixel(tone(value)) : pixels[level(value)]));
+  return paint(panel.axis.keys.length, panel.axis.queries.length, cells);
 }
 
-const sides = ({ axis }) => (state.transposed ? [axis.keys, axis.queries] : [axis.queries, axis.keys]);
 const focused = () => state.hover ?? { i: state.row, j: state.column };
-const place = ({ i, j }) => (state.transposed ? [i, j] : [j, i]); // x, y of a cell, or i, j of x, y
 const LEFT = 84, TOP = 76; // pixels for the names beside a map
 
 const short = (name, most) => (name.length > most ? `${name.slice(0, most - 1)}…` : name);
 
-function cellSize(panel, width, height) {
-  const [down, across] = sides(panel);
-  return Math.min(88, (width - LEFT - 2) / across.length, (height - TOP - 2) / down.length);
+function cellSize({ axis: { queries, keys } }, width, height) {
+  return Math.min(88, (width - LEFT - 2) / keys.length, (height - TOP - 2) / queries.length);
 }
 
 function drawMap(canvas) {
-  const { panel, cell } = canvas, [down, across] = sides(panel), context = canvas.getContext("2d");
-  const [wide, high] = [cell * across.length, cell * down.length], dense = window.devicePixelRatio;
+  const { panel, cell } = canvas, { queries, keys } = panel.axis, context = canvas.getContext("2d");
+  const [wide, high] = [cell * keys.length, cell * queries.length], dense = window.devicePixelRatio;
   Object.assign(canvas, { width: (LEFT + wide + 2) * dense, height: (TOP + high + 2) * dense });
   canvas.style.width = `${LEFT + wide + 2}px`; // the height follows
   context.scale(dense, dense);
   context.imageSmoothingEnabled = false;
   context.drawImage(panel.small, LEFT, TOP, wide, high);
-  drawNames(context, cell, down, across);
+  drawNames(context, cell, queries, keys);
   if (cell >= 34) drawWeights(context, panel, cell);
-  const outline = (at, name, thick) => {
-    const [x, y] = place(at);
+  const outline = ({ i, j }, name, thick) => {
     Object.assign(context, { strokeStyle: colour(name), lineWidth: thick });
-    context.strokeRect(LEFT + x * cell, TOP + y * cell, cell, cell);
+    context.strokeRect(LEFT + j * cell, TOP + i * cell, cell, cell);
   };
   if (state.hover) outline(state.hover, "soft", 1.5);
   outline({ i: state.row, j: state.column }, "seen", 2.5);
 }
 
 // Names on both sides of a map; if they do not fit, those in focus
-function drawNames(context, cell, down, across) {
-  const [x, y] = place(focused()), fits = cell >= 9, size = fits ? Math.min(12, cell) : 12;
+function drawNames(context, cell, queries, keys) {
+  const { i, j } = focused(), fits = cell >= 9, size = fits ? Math.min(12, cell) : 12;
   const write = (name, isFocus, dx, dy, angle) => {
     if (!fits && !isFocus) return;
     context.save();
@@ -86,19 +86,19 @@ function drawNames(context, cell, down, across) {
     context.restore();
   };
   context.textBaseline = "middle";
-  down.forEach((name, n) => write(name, n === y, LEFT - 6, TOP + (n + 0.5) * cell, 0));
-  across.forEach((name, n) => write(name, n === x, LEFT + (n + 0.5) * cell, TOP - 6, -Math.PI / 2));
+  queries.forEach((name, n) => write(name, n === i, LEFT - 6, TOP + (n + 0.5) * cell, 0));
+  keys.forEach((name, n) => write(name, n === j, LEFT + (n + 0.5) * cell, TOP - 6, -Math.PI / 2));
   Object.assign(context, { font: "11px system-ui", fillStyle: colour("soft") });
-  context.fillText(state.transposed ? "queries →" : "keys →", 0, 8);
-  context.fillText(state.transposed ? "keys ↓" : "queries ↓", 0, 24);
+  context.fillText("keys →", 0, 8);
+  context.fillText("queries ↓", 0, 24);
 }
 
 function drawWeights(context, panel, cell) {
   Object.assign(context, { textAlign: "center", font: `${Math.min(15, cell / 3.2)}px system-ui` });
-  visitCells(panel, (w, hidden, x, y) => {
-    const text = hidden ? "" : show(w, cell > 60 ? 4 : 2);
-    context.fillStyle = inkOn(colours[level(w)]);
-    context.fillText(text, LEFT + (x + 0.5) * cell, TOP + (y + 0.5) * cell);
+  visitCells(panel, (value, i, j) => {
+    const text = value === null ? "" : show(value, cell > 60 ? 4 : 2);
+    context.fillStyle = inkOn(tone(value ?? 0));
+    context.fillText(text, LEFT + (j + 0.5) * cell, TOP + (i + 0.5) * cell);
   });
 }
 

@@ -23,6 +23,7 @@ function update(changes) {
 
 // Choose a query, and the key that it attends to most
 function choose(i) {
+  if (state.scene.model) recordOf(state.scene, state.frame, state.scene.ids);
   const keys = range(state.panel.axis.keys.length), w = (j) => weight(state.panel, i, j);
   update({ row: i, column: keys.reduce((best, j) => (w(j) > w(best) ? j : best), 0) });
 }
@@ -35,16 +36,19 @@ function choosePanel(panel) {
 // Another checkpoint, with the same heads in view
 function turnTo(frame) {
   const at = (old) => frame.panels[state.frame.panels.indexOf(old)];
-  return { frame, panel: at(state.panel), pinned: state.pinned.map(at) };
+  return { frame, panel: at(state.panel) };
 }
 
-function openScene(scene, n = -1) {
-  const { frames } = scene, frame = frames[n] ?? frames.at(-1), max = frames.length - 1;
-  Object.assign(state, n < 0 ? { frame, panel: frame.panels[0], pinned: [] } : turnTo(frame), { scene });
-  const film = el("input", { type: "range", min: 0, max, value: frames.indexOf(frame), ariaLabel: "checkpoint",
-    oninput: () => update(turnTo(frames[film.value])) });
-  $("film").replaceChildren(...(frames.length > 1 ? [el("label", {}, el("span", { id: "step" }), film)] : []));
-  choose(state.panel.axis.queries.length - 1);
+function openScene(scene) {
+  const frame = scene.frames.at(-1), max = scene.frames.length - 1;
+  Object.assign(state, { scene, frame, panel: frame.panels[0], writing: false });
+  const film = el("input", { type: "range", min: 0, max, value: max, ariaLabel: "checkpoint",
+    oninput: () => update(turnTo(scene.frames[film.value])) });
+  $("film").replaceChildren(...(max ? [el("label", {}, el("span", { id: "step" }), film)] : []));
+  for (const box of [$("typed"), $("start")]) box.hidden = !scene.model;
+  if (!scene.ids) return choose(state.panel.axis.queries.length - 1);
+  if (scene.model) recordOf(scene, frame, scene.ids);
+  update(worthSeeing(scene));
 }
 
 function hover(at) {
@@ -54,13 +58,10 @@ function hover(at) {
   drawAll();
 }
 
-function pin(panel) {
-  const others = state.pinned.filter((other) => other !== panel);
-  update({ pinned: others.length < state.pinned.length ? others : [...others, panel].slice(-3) });
-}
-
 function render() {
-  const { scene } = state;
+  const { scene, frame } = state;
+  if (scene.model) recordOf(scene, frame, scene.ids);
+  if (compares()) recordOf(scene, frame, scene.other, "second");
   $("run").textContent = scene.run ?? "";
   $("notices").textContent = scene.notices.join(" ");
   tabs($("tabs"), scenes.map((s) => s.name), scenes.indexOf(scene), (n) => openScene(scenes[n]));
@@ -94,6 +95,7 @@ function renderText() {
   const strips = axis.self ? [strip("tokens", axis.queries, (n) => ({ i: n, j: n }))]
     : [strip("queries", axis.queries, (i) => ({ i, j: -1 })), strip("keys", axis.keys, (j) => ({ i: -1, j }))];
   $("text").replaceChildren(...strips);
+  if (state.writing) $("text").scrollTop = 1e9;
   shade();
 }
 
@@ -111,14 +113,15 @@ function shade() {
     token.classList.toggle("asks", kind !== "keys" && n === i);
   }
   const [asks, key] = [`${quoted(queries[i])} (${i})`, `${quoted(keys[j])} (${j})`];
+  const change = compares() && i >= 0 && j >= 0 ? difference(panel, i, j) : null;
   $("readout").textContent = i < 0 || j < 0 ? "" : isMasked(panel, i, j) ? `${asks} cannot attend to ${key}, which comes later`
-    : `${asks} attends to ${key} with weight ${show(weight(panel, i, j))}`;
+    : `${asks} attends to ${key} with weight ${show(weight(panel, i, j))}${change === null ? "" : `, in the other text ${show(weight(panel, i, j) + change)}`}`;
 }
 
 const dark = matchMedia("(prefers-color-scheme: dark)");
 
 function renderGrid() {
-  const { scene, frame, panel, pinned, transposed } = state, paints = `${transposed} ${dark.matches}`;
+  const { scene, frame, panel } = state, paints = [dark.matches, scene.version, compares()].join();
   const inRow = (n) => frame.panels.filter((other) => other.row === n);
   const go = (down, right) => {
     const at = inRow(panel.row).indexOf(panel), there = inRow(panel.row + down);
@@ -127,7 +130,7 @@ function renderGrid() {
   const cell = (other) => {
     if (other.paints !== paints) Object.assign(other, { paints, small: bitmap(other) });
     other.small.style.imageRendering = other.small.width < 48 ? "pixelated" : "auto";
-    const properties = { className: pinned.includes(other) ? "cell pinned" : "cell", ariaPressed: other === panel,
+    const properties = { className: scene.off?.has(other.key) ? "cell off" : "cell", ariaPressed: other === panel,
       ariaLabel: other.name, title: other.why ?? "",
       onclick: () => choosePanel(other) };
     return el("button", member("grid", other === panel, go, properties), other.small,
@@ -147,40 +150,29 @@ function renderLegend() {
 }
 
 function renderBar() {
-  const { scene, frame, panel, view, transposed, pinned } = state;
-  const choice = (key, chosen, options) => el("span", { className: "switch" }, ...options.map(([value, name, title = ""]) =>
-    el("button", { title, data: { key: key + value }, tabIndex: 0, ariaPressed: value === chosen, onclick: () => update({ [key]: value }) }, name)));
+  const { scene, frame, panel, view } = state, isOff = scene.off?.has(panel.key);
+  const button = (key, name, isOn, onclick) => el("button", { data: { key }, tabIndex: 0, ariaPressed: isOn, onclick }, name);
   if ($("step")) $("step").textContent = `step ${frame.step}`;
   $("bar").replaceChildren(el("h2", {}, panel.name),
     ...(panel.label ? [el("span", { className: "tag" }, scene.scores[panel.label][0])] : []),
-    choice("view", view, [["map", "map"], ["lines", "lines"]]),
-    choice("transposed", transposed, [[false, "queries as rows", "as in code"], [true, "as columns", "as 3Blue1Brown draws it"]]),
-    el("button", { className: "switch", data: { key: "pin" }, tabIndex: 0,
-      ariaPressed: pinned.includes(panel), onclick: () => pin(panel) }, "side by side"));
+    el("span", { className: "switch" }, ...["map", "lines"].map((name) => button(name, name, name === view, () => update({ view: name })))),
+    ...(scene.model ? [el("span", { className: "switch" }, button("off", isOff ? "off" : "switch off", isOff, () => switchOff(panel)))] : []));
 }
 
 function renderMaps() {
-  const box = $("maps"), panels = [...state.pinned.filter((other) => other !== state.panel), state.panel], many = panels.length > 1;
-  box.className = many ? "many" : "";
-  const width = many ? box.clientWidth / 2 - 8 : box.clientWidth;
-  const height = many ? Math.max(220, box.clientHeight / Math.ceil(panels.length / 2) - 34) : box.clientHeight;
-  box.replaceChildren(...panels.map((panel) => el("figure", {}, many ? el("small", {}, panel.name) : null,
-    state.view === "map" ? map(panel, cellSize(panel, width, height))
-      : el("div", { panel, className: "lines", style: { width: `${width}px` }, onpointerleave: () => hover(null) }))));
+  const box = $("maps"), { panel, view } = state;
+  box.replaceChildren(view === "map" ? map(panel, cellSize(panel, box.clientWidth, box.clientHeight))
+    : el("div", { panel, className: "lines", onpointerleave: () => hover(null) }));
   drawAll();
 }
 
 function map(panel, cell) {
   const { queries, keys } = panel.axis;
   const at = ({ offsetX, offsetY }) => {
-    const [x, y] = [Math.floor((offsetX - LEFT) / cell), Math.floor((offsetY - TOP) / cell)];
-    const [j, i] = place({ i: y, j: x });
+    const [j, i] = [Math.floor((offsetX - LEFT) / cell), Math.floor((offsetY - TOP) / cell)];
     return queries[i] === undefined || keys[j] === undefined ? null : { i, j };
   };
-  const go = (down, right) => {
-    const [dj, di] = place({ i: down, j: right });
-    update({ row: inside(state.row + di, queries.length), column: inside(state.column + dj, keys.length) });
-  };
+  const go = (down, right) => update({ row: inside(state.row + down, queries.length), column: inside(state.column + right, keys.length) });
   return el("canvas", member("maps", panel === state.panel, go, { panel, cell, role: "img",
     ariaLabel: `${panel.name}: arrow keys move the cell`,
     onpointermove: (event) => hover(at(event)), onpointerleave: () => hover(null),
@@ -203,8 +195,42 @@ function renderSide() {
   for (const line of box.querySelectorAll(".scroll .chosen")) line.closest(".scroll").scrollTop = line.offsetTop - 60;
 }
 
+// Ids of a text, or null and a notice if the tokenizer knows no such text
+function encoded(text) {
+  try {
+    const ids = state.scene.tokenizer.encode(text);
+    return ids.length ? ids : null;
+  } catch ({ message }) {
+    $("notices").textContent = message;
+    return null;
+  }
+}
+
+function switchOff(panel) {
+  const { scene } = state;
+  if (!scene.off.delete(panel.key)) scene.off.add(panel.key);
+  scene.version++;
+  update({});
+}
+
+$("typed").oninput = () => {
+  const ids = encoded($("typed").value);
+  if (!ids) return;
+  take(state.scene, ids);
+  chooseLast();
+};
+$("start").onclick = () => walk(0);
+addEventListener("keydown", ({ key, target, ctrlKey, metaKey, altKey }) => {
+  const isFree = !ctrlKey && !metaKey && !altKey && !/TEXTAREA|SELECT/.test(target.tagName) && state.scene.model;
+  if (isFree && key === "w") write();
+  if (isFree && key === "n") [writeToken(), chooseLast()];
+});
+
+scenes.unshift(examplesScene());
+scenes.forEach(prepare);
+$("typed").value = scenes[1].text ?? "";
 readColours();
-openScene(state.scene);
+openScene(scenes[1]);
 addEventListener("resize", renderMaps);
 dark.addEventListener("change", () => {
   readColours();

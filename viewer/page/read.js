@@ -1,0 +1,144 @@
+// The model that the page runs: from a text to what the views show of it.
+
+// A scene that has a model computes its numbers; the others bring them along
+function wake(scene) {
+  const axis = { causal: true, self: true, scale: scene.scale };
+  Object.assign(scene, { axes: [axis], tokenizer: makeTokenizer(scene.model.tokenizer), off: new Set(), version: 0 });
+  for (const frame of scene.frames)
+    for (const panel of frame.panels) Object.assign(panel, { frame, axis, key: `${panel.row}.${panel.head}` });
+  take(scene, scene.ids);
+}
+
+// From now on these tokens are the text, of which the page shows, and the model sees, the last
+function take(scene, all, last = scene.model.capacity) {
+  const ids = all.slice(-last), names = ids.map((id) => scene.model.names[id]);
+  Object.assign(scene, { all, ids, version: scene.version + 1 });
+  Object.assign(scene.axes[0], { queries: names, keys: names });
+}
+
+// A record of a text by the model of a checkpoint. What it holds already is not computed again
+function recordOf(scene, frame, ids, name = "record") {
+  const { config, capacity } = scene.model, off = [...scene.off].join();
+  frame.gpt ??= new GPT(config, unpackWeights(frame.weights));
+  if (frame[name]?.off !== off) frame[name] = Object.assign(new Record(config, capacity), { off });
+  const record = frame[name], same = equalStart(record.tokens, ids);
+  record.tokens.length = same;
+  if (same < ids.length) frame.gpt.read(ids.slice(same), record, scene.off);
+  return record;
+}
+
+function equalStart(a, b) {
+  const n = a.findIndex((token, i) => token !== b[i]);
+  return n < 0 ? a.length : n;
+}
+
+// What is computed for a frame or a panel stays until the text, or what is switched off, changes
+function memo(holder, name, compute) {
+  const { version } = state.scene, kept = (holder.memo ??= {});
+  if (!kept[name] || kept[name].version !== version) kept[name] = { version, value: compute() };
+  return kept[name].value;
+}
+
+// ln Σ exp(z / temperature)
+function logSumExp(logits, temperature = 1) {
+  const most = logits.reduce((a, b) => Math.max(a, b));
+  let total = 0;
+  for (const z of logits) total += Math.exp((z - most) / temperature);
+  return most / temperature + Math.log(total);
+}
+
+const logitsAt = (record, t) => {
+  const width = record.logits.length / record.capacity;
+  return record.logits.subarray(t * width, (t + 1) * width);
+};
+
+// The loss of each token but the first, in nats
+function lossesIn(record) {
+  return record.tokens.slice(1).map((token, t) => logSumExp(logitsAt(record, t)) - logitsAt(record, t)[token]);
+}
+
+function losses(frame) {
+  if (!state.scene.model) return tensor(frame, "losses").subarray(0, frame.truth.length - 1);
+  return memo(frame, "losses", () => lossesIn(recordOf(state.scene, frame, state.scene.ids)));
+}
+
+const loss = (frame) => (losses(frame).length ? mean([...losses(frame)]) : null);
+
+// By how much each loss rises without a head: the pass begins anew at the head's layer
+function costs(panel) {
+  const { scene } = state, { frame, row: layer } = panel;
+  if (!scene.model) return [...tensor(panel, "costs")];
+  return memo(panel, "costs", () => {
+    const { ids, off, model: { config } } = scene, below = recordOf(scene, frame, ids).streams[2 * layer];
+    const without = new Record(config, ids.length);
+    without.streams[2 * layer].set(below.subarray(0, ids.length * config.n_embd));
+    frame.gpt.read(ids, without, new Set([...off, panel.key]), layer);
+    return lossesIn(without).map((nats, n) => nats - losses(frame)[n]);
+  });
+}
+
+// What a position predicts: logits, the largest first, with their tokens; the right token, its rank and loss
+function prediction(frame, at) {
+  const { scene } = state, { ids, model } = scene;
+  if (!model) {
+    const rows = frame.truth.length, sums = row(frame, "sums", at, rows);
+    return { names: frame.top[at], logits: row(frame, "logits", at, rows), truth: frame.truth[at], rank: frame.ranks[at],
+      loss: tensor(frame, "losses")[at], sum: (temperature) => sums[scene.temperatures.indexOf(temperature)] };
+  }
+  return memo(frame, `prediction ${at}`, () => {
+    const all = logitsAt(recordOf(scene, frame, ids), at), token = ids[at + 1];
+    const order = range(all.length).sort((a, b) => all[b] - all[a] || a - b), logits = order.map((id) => all[id]);
+    return { ids: order, logits, names: order.slice(0, 10).map((id) => model.names[id]), truth: model.names[token] ?? null,
+      rank: order.indexOf(token), loss: logSumExp(all) - all[token], sum: (temperature) => logSumExp(all, temperature) };
+  });
+}
+
+// Scores of weights w(i, j), as in viewer/scores.py: most are the mean weight on what counts as a hit
+const HITS = {
+  previous: (i, j) => j === i - 1,
+  current: (i, j) => j === i && i > 0,
+  first: (i, j) => j === 0 && i > 0,
+  induction: (i, j, ids) => j > 0 && j < i && ids[j - 1] === ids[i],
+  duplicate: (i, j, ids) => j < i && ids[j] === ids[i],
+};
+const OTHER_SCORES = {
+  entropy: (rows) => mean(rows.slice(1).map((row, i) => sum(row.map((w) => (w > 0 ? -w * Math.log(w) : 0))) / Math.log(i + 2))),
+  distance: (rows) => mean(rows.map((row, i) => sum(row.map((w, j) => w * (i - j))))),
+};
+
+function scoreOf(name, rows, ids) {
+  if (OTHER_SCORES[name]) return rows.length > 1 ? OTHER_SCORES[name](rows) : null;
+  if (!HITS[name]) return null; // only the words of the probes have known roles
+  const found = rows.flatMap((row, i) => {
+    const hits = row.filter((_, j) => HITS[name](i, j, ids));
+    return hits.length ? [sum(hits)] : [];
+  });
+  return found.length ? mean(found) : null;
+}
+
+const rowsOf = (panel) => panel.axis.queries.map((_, i) => range(i + 1).map((j) => weight(panel, i, j)));
+
+// Name -> the score on this text, that of uniform attention, the score on the probes, and the same there
+function scores(panel) {
+  const { scene } = state, { ids } = scene, names = Object.keys(scene.scores);
+  const on = (rows, known, n) => (scene.model ? scoreOf(names[n], rows, ids) : known[names[n]][0]);
+  return memo(panel, "scores", () => {
+    const rows = rowsOf(panel), alike = rows.map((row) => row.map(() => 1 / row.length));
+    return Object.fromEntries(names.map((name, n) =>
+      [name, [on(rows, panel.scores, n), on(alike, scene.uniform, n), panel.scores[name][1], scene.uniform[name][1]]]));
+  });
+}
+
+// Where a reader should look first: a labelled head, and a query at which it does what it is named after
+function worthSeeing({ frames, ids }) {
+  const { panels } = frames.at(-1), known = Object.keys(HITS), rank = ({ label }) => (label ? known.indexOf(label) + 1 || 9 : 0);
+  const best = panels.map((panel) => {
+    const hit = HITS[panel.label] ?? ((i, j) => j > 0 && j < i);
+    const cells = range(ids.length).flatMap((row) => range(row + 1).map((column) =>
+      ({ panel, row, column, w: hit(row, column, ids) ? weight(panel, row, column) : 0 })));
+    return cells.reduce((most, cell) => (cell.w > most.w ? cell : most));
+  });
+  const order = (cell) => (cell.w > 0.3 ? rank(cell.panel) : 0) + cell.w; // a weak example shows nothing
+  const { panel, row, column } = best.reduce((most, cell) => (order(cell) > order(most) ? cell : most));
+  return { panel, row, column };
+}
