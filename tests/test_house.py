@@ -38,6 +38,7 @@ LIBRARIES = {  # what a room may import besides torch, numpy and the standard li
     "engine.wandb_run": {"requests", "wandb"},
     "exchange.gguf_file": {"gguf"},
     "exchange.hub_folder": {"safetensors"},
+    "viewer.page": {"rjsmin"},
     "viewer.picture": {"matplotlib"},
     "viewer.record": {"tqdm"},
 }

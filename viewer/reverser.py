@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model import attention
-from viewer.page import TEMPERATURES, Json, predictions, tensors
+from viewer.page import Json, predictions, tensors
 
 LETTERS = string.ascii_lowercase
 WORD = "stressed"  # the example; backwards it is a word, too
@@ -86,7 +86,6 @@ def reverser_scene() -> Json:
         "position of the answer attends to the letters of the source. Nobody told it to which.",
         "rows": ["one head"],
         "axes": [{"queries": [*WORD[::-1]], "keys": [*WORD], "causal": False, "scale": WIDTH**0.5}],
-        "temperatures": TEMPERATURES,
         "notices": [],
         "frames": frames,
     }

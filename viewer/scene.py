@@ -7,7 +7,7 @@ from torch import Tensor
 
 from model import GPT, ModelConfig
 from viewer.labels import costs_of, label
-from viewer.page import TEMPERATURES, Json, Names, number, packed, predictions, tensors
+from viewer.page import Json, Names, number, packed, predictions, tensors
 from viewer.probe import Measured
 from viewer.record import MOST_HEADS, MOST_LAYERS, costs, record, shown_heads
 from viewer.scores import NAMES, SCORES, uniform
@@ -56,7 +56,6 @@ def model_scene(
     return scene | {
         "axes": [{"queries": labels, "keys": labels, "causal": True, "scale": scene["scale"]}],
         "ids": tokens_T.tolist(),
-        "temperatures": TEMPERATURES,
         "frames": [frame(checkpoint, tokens_1T, names) for checkpoint in checkpoints],
     }
 

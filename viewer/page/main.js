@@ -223,7 +223,7 @@ $("start").onclick = () => walk(0);
 addEventListener("keydown", ({ key, target, ctrlKey, metaKey, altKey }) => {
   const isFree = !ctrlKey && !metaKey && !altKey && !/TEXTAREA|SELECT/.test(target.tagName) && state.scene.model;
   if (isFree && key === "w") write();
-  if (isFree && key === "n") [writeToken(), chooseLast()];
+  if (isFree && key === "n") writeOne();
 });
 
 scenes.unshift(examplesScene());

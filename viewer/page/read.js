@@ -39,12 +39,12 @@ function memo(holder, name, compute) {
   return kept[name].value;
 }
 
-// ln Σ exp(z / temperature)
-function logSumExp(logits, temperature = 1) {
+// ln Σ exp(z)
+function logSumExp(logits) {
   const most = logits.reduce((a, b) => Math.max(a, b));
   let total = 0;
-  for (const z of logits) total += Math.exp((z - most) / temperature);
-  return most / temperature + Math.log(total);
+  for (const z of logits) total += Math.exp(z - most);
+  return most + Math.log(total);
 }
 
 const logitsAt = (record, t) => {
@@ -77,19 +77,18 @@ function costs(panel) {
   });
 }
 
-// What a position predicts: logits, the largest first, with their tokens; the right token, its rank and loss
+// What a position predicts: tokens, the likeliest first; the right one, its rank and its loss
 function prediction(frame, at) {
   const { scene } = state, { ids, model } = scene;
   if (!model) {
-    const rows = frame.truth.length, sums = row(frame, "sums", at, rows);
-    return { names: frame.top[at], logits: row(frame, "logits", at, rows), truth: frame.truth[at], rank: frame.ranks[at],
-      loss: tensor(frame, "losses")[at], sum: (temperature) => sums[scene.temperatures.indexOf(temperature)] };
+    const { top, truth, ranks } = frame, chances = row(frame, "chances", at, top.length);
+    return { names: top[at], chances, truth: truth[at], rank: ranks[at], loss: tensor(frame, "losses")[at] };
   }
   return memo(frame, `prediction ${at}`, () => {
     const all = logitsAt(recordOf(scene, frame, ids), at), token = ids[at + 1];
     const order = range(all.length).sort((a, b) => all[b] - all[a] || a - b), logits = order.map((id) => all[id]);
     return { ids: order, logits, names: order.slice(0, 10).map((id) => model.names[id]), truth: model.names[token] ?? null,
-      rank: order.indexOf(token), loss: logSumExp(all) - all[token], sum: (temperature) => logSumExp(all, temperature) };
+      rank: order.indexOf(token), loss: logSumExp(all) - all[token] };
   });
 }
 

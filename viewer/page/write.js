@@ -1,25 +1,16 @@
 // What the model writes: a token is drawn from what the last position predicts, and becomes text.
 
-// Probabilities after temperature, top-k, top-p and min-p, as in sampling/choose.py; and how many are kept
-function distribution({ logits, rank, loss, sum: logTotal }) {
-  const { temperature, topK, topP, minP } = state, scale = temperature || 1e-9; // at 0 the likeliest is left
-  const total = temperature ? logTotal(temperature) : logits[0] / scale;
-  const chance = (z) => Math.exp(z / scale - total), chances = logits.map(chance);
-  let kept = topK ? logits.filter((z) => z >= logits[topK - 1]).length : logits.length;
-  let mass = topK || !temperature ? sum(chances.slice(0, kept)) : 1;
-  if (topP < 1) {
-    let before = 0, n = 0;
-    while (n < kept && before < topP * mass) before += chances[n++];
-    mass = n < kept || topK ? before : Math.max(before, topP); // the rest is beyond the list
-    kept = n;
-  }
-  if (minP) {
-    kept = chances.slice(0, kept).filter((c) => c >= minP * chances[0]).length;
-    mass = sum(chances.slice(0, kept));
-  }
-  const isCut = (n) => (topK > 0 || topP < 1 || minP > 0) && n >= kept, right = logTotal(1) - loss;
-  return { kept, chances: chances.map((c, n) => (isCut(n) ? 0 : c / mass)),
-    truth: rank < 0 ? NaN : !isCut(rank) ? chance(right) / mass : topK || kept < chances.length ? 0 : NaN };
+// Probabilities after temperature, top-k, top-p and min-p, in turn as in sampling/choose.py; logits fall
+function distribution(logits) {
+  const { temperature, topK, topP, minP } = state, normal = (list, total = sum(list)) => list.map((c) => c / total);
+  const powers = logits.map((z) => Math.exp((z - logits[0]) / (temperature || 1e-9))); // at 0 the likeliest is left
+  let before = 0;
+  const chances = normal(powers.map((c, n) => (topK && logits[n] < logits[topK - 1] ? 0 : c))).map((c) => {
+    const kept = topP === 1 || before < topP ? c : 0;
+    before += c;
+    return kept;
+  });
+  return normal(chances.map((c) => (c >= minP * chances[0] ? c : 0)));
 }
 
 // A number from [0, 1) for the n-th token with a seed (mulberry32). It is not the one that PyTorch draws
@@ -33,7 +24,7 @@ function randomNumber(seed, n) {
 // Append one token. A text that fills the context goes on from its latest half, which is read again
 function writeToken() {
   const { scene, frame, seed } = state, { all, ids, tokenizer, model } = scene;
-  const found = prediction(frame, ids.length - 1), { chances } = distribution(found);
+  const found = prediction(frame, ids.length - 1), chances = distribution(found.logits);
   const usable = found.ids.map((id, n) => (id < tokenizer.size ? chances[n] : 0)); // the vocabulary may be padded
   let left = randomNumber(seed, all.length) * sum(usable), n = usable.findIndex((c) => (left -= c) < 0);
   if (n < 0) n = usable.findLastIndex((c) => c > 0);
@@ -56,6 +47,11 @@ function branch(at, id) {
 
 const chooseLast = () => choose(state.scene.ids.length - 1);
 
+function writeOne() {
+  writeToken();
+  chooseLast();
+}
+
 // Half of the time goes to the model and half to the views, so that a fast model does not wait for them
 async function write() {
   if ((state.writing = !state.writing)) state.side = "next";
@@ -71,32 +67,30 @@ async function write() {
 }
 
 function nextSide() {
-  const { scene, frame, row: at, panel } = state, found = prediction(frame, at), { truth, rank } = found, bars = el("div", {});
-  const listed = found.logits.length, button = (key, name, title, onclick) =>
-    el("button", { className: "switch", data: { key }, tabIndex: 0, title, onclick }, name);
-  state.topK = Math.min(state.topK, listed);
+  const { scene, frame, row: at, panel } = state, found = prediction(frame, at), { names, truth, rank } = found, bars = el("div", {});
+  const button = (key, name, title, onclick) => el("button", { className: "switch", data: { key }, tabIndex: 0, title, onclick }, name);
   const redraw = () => {
-    const { kept, chances, truth: chance } = distribution(found);
+    const chances = found.chances ?? distribution(found.logits), kept = chances.filter(Boolean).length;
+    const name = (k) => (found.ids ? el("button", { title: "go on with it", onclick: () => branch(at, found.ids[k]) }, names[k]) : names[k]);
     bars.replaceChildren(
-      table(["token", "", "probability"], found.names.map((name, k) => [
-        el(found.ids ? "button" : "span", { className: k === rank ? "right" : "", title: "go on with it",
-          onclick: () => found.ids && branch(at, found.ids[k]) }, name + (k === rank ? "  ✓" : "")),
-        meter(chances[k], 1), show(chances[k])])),
-      note(kept === listed && !state.topK ? "" : `One of ${kept} tokens is drawn.`),
+      table(["token", "", "probability"], names.map((_, k) => [name(k), meter(chances[k], 1), show(chances[k])]), rank),
+      note(kept < chances.length ? `One of ${kept} tokens is drawn.` : ""),
       truth === null ? p("The text ends here.") : p("The text goes on with ", b(quoted(truth)), `, ranked ${rank + 1}: probability `,
-        b(show(chance), "truth"), ", loss ", b(show(found.loss), "loss"), " nats."));
+        b(show(found.ids ? chances[rank] : Math.exp(-found.loss)), "truth"), ", loss ", b(show(found.loss), "loss"), " nats."));
   };
   redraw();
+  const after = p(panel.axis.self ? "After " : "In place of ", b(quoted(panel.axis.queries[at])), ` (${at}) the model predicts`);
+  if (!scene.model) return [after, bars];
   return [
-    scene.model ? el("div", { id: "write" }, button("write", state.writing ? "■ Stop" : "▶ Write", "key W", write),
-      button("one", "One token", "key N", () => [writeToken(), chooseLast()])) : null,
-    p(panel.axis.self ? "After " : "In place of ", b(quoted(panel.axis.queries[at])), ` (${at}) the model predicts`),
+    el("div", { id: "write" }, button("write", state.writing ? "■ Stop" : "▶ Write", "key W", write),
+      button("one", "One token", "key N", writeOne)),
+    after,
     bars,
-    slider("temperature", "temperature", scene.model ? 0 : 0.1, 2, 0.1, redraw),
-    slider("top-k", "topK", 0, Math.min(listed, 100), 1, redraw, "all"),
+    slider("temperature", "temperature", 0, 2, 0.1, redraw),
+    slider("top-k", "topK", 0, Math.min(100, found.ids.length), 1, redraw, "all"),
     slider("top-p", "topP", 0.05, 1, 0.05, redraw),
     slider("min-p", "minP", 0, 0.5, 0.01, redraw),
-    scene.model ? slider("seed", "seed", 0, 99, 1, redraw) : null,
+    slider("seed", "seed", 0, 99, 1, redraw),
     note("They change what the model writes, not its loss."),
-  ].filter(Boolean);
+  ];
 }
