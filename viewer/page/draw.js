@@ -55,7 +55,7 @@ function cellSize({ axis: { queries, keys } }, width, height) {
 }
 
 function drawMap(canvas) {
-  const { panel, cell } = canvas, { queries, keys } = panel.axis, context = canvas.getContext("2d");
+  const { cell } = canvas, { panel } = state, { queries, keys } = panel.axis, context = canvas.getContext("2d");
   const [wide, high] = [cell * keys.length, cell * queries.length], dense = window.devicePixelRatio;
   Object.assign(canvas, { width: (LEFT + wide + 2) * dense, height: (TOP + high + 2) * dense });
   canvas.style.width = `${LEFT + wide + 2}px`; // the height follows
@@ -105,10 +105,10 @@ function drawWeights(context, panel, cell) {
 const FAINT = 0.02; // lines below it could not be seen
 
 // Queries on the left, keys on the right
-function drawLines(panel, width, height) {
-  const { queries, keys } = panel.axis, most = Math.max(queries.length, keys.length);
+function drawLines(width, height) {
+  const { panel, hover: at } = state, { queries, keys, self } = panel.axis, most = Math.max(queries.length, keys.length);
   const step = Math.max(17, Math.min(40, height / most)), from = 130, to = width - 130, half = width / 2;
-  const y = (n) => (n + 0.5) * step, { hover: at } = state, lines = [];
+  const y = (n) => (n + 0.5) * step, both = (n) => ({ i: n, j: n }), lines = [];
   for (const i of range(queries.length))
     for (const j of range(keys.length)) {
       const w = weight(panel, i, j), asks = !at || i === at.i;
@@ -122,7 +122,6 @@ function drawLines(panel, width, height) {
     text.onclick = () => choose(Math.min(n, queries.length - 1));
     return text;
   });
-  const both = (n) => ({ i: n, j: n }), { self } = panel.axis;
   return svg("svg", { viewBox: `0 0 ${width} ${step * most}`, role: "img", "aria-label": "lines" },
     ...lines, ...names(queries, from - 8, "end", self ? both : (i) => ({ i, j: -1 })),
     ...names(keys, to + 8, "start", self ? both : (j) => ({ i: -1, j })));

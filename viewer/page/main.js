@@ -33,17 +33,14 @@ function choosePanel(panel) {
   update({ panel, row: inside(state.row, queries.length), column: inside(state.column, keys.length) });
 }
 
-// Another checkpoint, with the same heads in view
-function turnTo(frame) {
-  const at = (old) => frame.panels[state.frame.panels.indexOf(old)];
-  return { frame, panel: at(state.panel) };
-}
+// Another checkpoint, with the same head in view
+const turnTo = (frame) => update({ frame, panel: frame.panels[state.frame.panels.indexOf(state.panel)] });
 
 function openScene(scene) {
   const frame = scene.frames.at(-1), max = scene.frames.length - 1;
   Object.assign(state, { scene, frame, panel: frame.panels[0], writing: false });
   const film = el("input", { type: "range", min: 0, max, value: max, ariaLabel: "checkpoint",
-    oninput: () => update(turnTo(scene.frames[film.value])) });
+    oninput: () => turnTo(scene.frames[film.value]) });
   $("film").replaceChildren(...(max ? [el("label", {}, el("span", { id: "step" }), film)] : []));
   for (const box of [$("typed"), $("start")]) box.hidden = !scene.model;
   if (!scene.ids) return choose(state.panel.axis.queries.length - 1);
@@ -55,7 +52,7 @@ function hover(at) {
   if (at?.i === state.hover?.i && at?.j === state.hover?.j) return;
   state.hover = at;
   shade();
-  drawAll();
+  draw();
 }
 
 function render() {
@@ -160,29 +157,28 @@ function renderBar() {
 }
 
 function renderMaps() {
-  const box = $("maps"), { panel, view } = state;
-  box.replaceChildren(view === "map" ? map(panel, cellSize(panel, box.clientWidth, box.clientHeight))
-    : el("div", { panel, className: "lines", onpointerleave: () => hover(null) }));
-  drawAll();
+  const box = $("maps"), { panel } = state;
+  box.replaceChildren(state.view === "map" ? map(cellSize(panel, box.clientWidth, box.clientHeight))
+    : el("div", { className: "lines", onpointerleave: () => hover(null) }));
+  draw();
 }
 
-function map(panel, cell) {
-  const { queries, keys } = panel.axis;
+function map(cell) {
+  const { panel, row, column } = state, { queries, keys } = panel.axis;
   const at = ({ offsetX, offsetY }) => {
     const [j, i] = [Math.floor((offsetX - LEFT) / cell), Math.floor((offsetY - TOP) / cell)];
     return queries[i] === undefined || keys[j] === undefined ? null : { i, j };
   };
-  const go = (down, right) => update({ row: inside(state.row + down, queries.length), column: inside(state.column + right, keys.length) });
-  return el("canvas", member("maps", panel === state.panel, go, { panel, cell, role: "img",
-    ariaLabel: `${panel.name}: arrow keys move the cell`,
+  const go = (down, right) => update({ row: inside(row + down, queries.length), column: inside(column + right, keys.length) });
+  return el("canvas", member("maps", true, go, { cell, role: "img", ariaLabel: `${panel.name}: arrow keys move the cell`,
     onpointermove: (event) => hover(at(event)), onpointerleave: () => hover(null),
-    onclick: (event) => at(event) && update({ panel, row: at(event).i, column: at(event).j }) }));
+    onclick: (event) => at(event) && update({ row: at(event).i, column: at(event).j }) }));
 }
 
-function drawAll() {
-  document.querySelectorAll("#maps canvas").forEach(drawMap);
-  for (const box of document.querySelectorAll(".lines"))
-    box.replaceChildren(drawLines(box.panel, box.clientWidth, $("maps").clientHeight - 8));
+function draw() {
+  const box = $("maps").firstChild;
+  if (state.view === "map") drawMap(box);
+  else box.replaceChildren(drawLines(box.clientWidth, $("maps").clientHeight - 8));
 }
 
 function renderSide() {
