@@ -25,12 +25,12 @@ from viewer.probe import Probes, make_probes, measure
 from viewer.record import losses, record
 from viewer.reverser import reverser_scene
 from viewer.scene import (
+    MOST_FRAMES,
     MOST_TOKENS,
     Checkpoint,
     cuts,
     living_scene,
     model_scene,
-    most_checkpoints,
 )
 from viewer.tokens import shown
 from viewer.weights import (
@@ -138,7 +138,7 @@ class Run:
         require(form == "auto" or not obstacle, f"weights must be auto, as {obstacle}: got {form}")
         T = min(tokens_1T.shape[1], MOST_TOKENS)
         if tokenizer is None or obstacle:
-            checkpoints, notices = self.checkpoints(most_checkpoints(config, T))
+            checkpoints, notices = self.checkpoints(MOST_FRAMES)
             notices += [*cuts(config, T), f"The page shows this one text only, as {obstacle}."]
             scene = model_scene(checkpoints, tokens_1T[:, :T], self.name, notices)
         else:

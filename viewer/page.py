@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import rjsmin
-import torch
 from torch import Tensor
 
 FOLDER = Path(__file__).parent / "page"
@@ -29,23 +28,14 @@ def packed(tensor: Tensor) -> str:
     return base64.b64encode(tensor.detach().cpu().float().numpy().astype("<f4").tobytes()).decode()
 
 
-def triangle(weights_TT: Tensor) -> Tensor:
-    """[[1, 0], [2, 3]] -> [1, 2, 3]: the rows of a causal matrix without what is masked."""
-    rows, columns = torch.tril_indices(*weights_TT.shape)
-    return weights_TT[rows, columns]
-
-
 def number(value: float | Tensor) -> float | None:
     """Round to 6 decimals; None stands for nan and infinity, which JSON lacks."""
     return round(float(value), 6) if math.isfinite(value) else None
 
 
-def tensors(
-    q_TD: Tensor, k_SD: Tensor, v_SD: Tensor, weights_TS: Tensor, y_TD: Tensor, causal: bool
-) -> Json:
+def tensors(q_TD: Tensor, k_SD: Tensor, v_SD: Tensor, weights_TS: Tensor, y_TD: Tensor) -> Json:
     """Pack the tensors of one head, from which the page computes what is behind each cell."""
-    weights = triangle(weights_TS) if causal else weights_TS
-    named = {"q": q_TD, "k": k_SD, "v": v_SD, "w": weights, "o": y_TD}
+    named = {"q": q_TD, "k": k_SD, "v": v_SD, "w": weights_TS, "o": y_TD}
     return {name: packed(tensor) for name, tensor in named.items()}
 
 

@@ -64,7 +64,7 @@ def frame(toy: Reverser, step: int) -> Json:
     q_BHTD, k_BHSD, v_BHSD = toy.queries_keys_values(source_BS)
     y_BHTD, weights_BHTS = attention(q_BHTD, k_BHSD, v_BHSD)
     found = (tensor[0, 0] for tensor in (q_BHTD, k_BHSD, v_BHSD, weights_BHTS, y_BHTD))
-    head = {"row": 0, "name": "cross-attention", "axes": 0, **tensors(*found, causal=False)}
+    head = {"row": 0, "name": "cross-attention", "axes": 0, **tensors(*found)}
     answer = predictions(toy(source_BS)[0], source_BS[0].flip(0), LETTERS.__getitem__)
     return {"step": step, "panels": [head], **answer}
 

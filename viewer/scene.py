@@ -14,7 +14,7 @@ from viewer.scores import NAMES, SCORES, uniform
 from viewer.weights import Form, pack
 
 MOST_TOKENS = 256
-MOST_BYTES = 64e6  # of one scene; if all checkpoints would take more, fewer are shown
+MOST_FRAMES = 5  # checkpoints of a scene that the page cannot compute
 
 
 @dataclass(frozen=True)
@@ -24,13 +24,6 @@ class Checkpoint:
     step: int
     model: GPT
     measured: Measured
-
-
-def most_checkpoints(config: ModelConfig, n_tokens: int) -> int:
-    """Return how many checkpoints a page can hold, each with its weights, q, k, v and outputs."""
-    numbers = n_tokens * (n_tokens + 1) / 2 + 4 * n_tokens * config.head_dim
-    in_base64 = numbers * 4 * 4 / 3  # 4 bytes each, and 4 characters for 3 bytes
-    return max(1, int(MOST_BYTES / (len(shown_heads(config)) * in_base64)))
 
 
 def cuts(config: ModelConfig, n_tokens: int) -> list[str]:
@@ -71,7 +64,8 @@ def living_scene(
 ) -> Json:
     """Return a scene that the page computes itself, with the model, for a text and any other.
 
-    It begins with the tokens `ids`, which are those of `text`. `tokenizer` is what `weights.tokenizer_spec` makes of one.
+    It begins with the tokens `ids`, which are those of `text`. `tokenizer` is as
+    `weights.tokenizer_spec` makes it.
     """
     config = checkpoints[-1].model.config
     model = {
@@ -144,7 +138,7 @@ def frame(checkpoint: Checkpoint, tokens_1T: Tensor, names: Names) -> Json:
         known = panel(layer, head, checkpoint.measured)
         for name, score in SCORES.items():
             known["scores"][name][0] = number(score(weights_LHTT[layer, head], tokens_T))
-        known |= tensors(*(tensor[layer, 0, head] for tensor in of_heads), causal=True)
+        known |= tensors(*(tensor[layer, 0, head] for tensor in of_heads))
         panels.append(known | {"costs": packed(costs_LHN[layer, head])})
     return {
         "step": checkpoint.step,

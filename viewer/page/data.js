@@ -45,9 +45,9 @@ function row(holder, name, n, rows) {
 const isMasked = ({ axis }, i, j) => axis.causal && j > i;
 
 function weight(panel, i, j) {
-  if (panel.frame) return j > i ? 0 : panel.frame.record.layers[panel.row].weights[panel.head][(i * (i + 1)) / 2 + j];
-  const { causal, keys } = panel.axis, start = causal ? (i * (i + 1)) / 2 : i * keys.length;
-  return isMasked(panel, i, j) ? 0 : tensor(panel, "w")[start + j];
+  if (isMasked(panel, i, j)) return 0;
+  const { frame, row: layer, head, axis } = panel;
+  return frame ? frame.record.layers[layer].weights[head][(i * (i + 1)) / 2 + j] : tensor(panel, "w")[i * axis.keys.length + j];
 }
 
 // A new element; its texts become text nodes, never HTML

@@ -19,7 +19,7 @@ const WORDS_SAT = [[0.2, 0.8, 0.1], [0.9, 0.3, 0.7], [0.4, 0.6, 0.5]];
 // softmax(q·k / scale) v, with or without the mask, as a panel of a scene
 function example(row, name, axes, axis, [q, k, v]) {
   const rows = q.map((query, i) => {
-    const powers = k.slice(0, axis.causal ? i + 1 : k.length).map((key) => Math.exp(dot(query, key) / axis.scale));
+    const powers = k.map((key, j) => (axis.causal && j > i ? 0 : Math.exp(dot(query, key) / axis.scale)));
     return powers.map((power) => power / sum(powers));
   });
   const o = rows.map((weights) => v[0].map((_, c) => sum(weights.map((w, j) => w * v[j][c]))));
