@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
+SCRIPTS = Path(__file__).parents[1] / "viewer/page"
 FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe")
 FLAGS += ("--no-first-run", "--disable-background-networking", "--disable-component-update")
 FLAGS += ("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",)  # no other machine is found
@@ -72,6 +73,14 @@ class Page:
         self.ask("Emulation.setEmulatedMedia", features=[scheme])
         self.ask("Page.navigate", url=url)
         self.wait("document.querySelector('#side > *') !== null")
+
+    def open_scripts(self, folder: Path, *names: str) -> None:
+        """Go to a page that has these of the viewer's scripts, and nothing to show."""
+        scripts = "\n".join((SCRIPTS / name).read_text(encoding="utf-8") for name in names)
+        no_scenes = '<meta charset="utf-8"><script id="data" type="application/json">[]</script>'
+        html = f'{no_scenes}<script>{scripts}</script><p id="side"><b></b>'  # `open` waits for it
+        (folder / "scripts.html").write_text(html, encoding="utf-8")
+        self.open((folder / "scripts.html").as_uri())
 
     def run(self, script: str) -> Any:
         """Return the value of a JavaScript expression."""
