@@ -45,7 +45,7 @@ LIBRARIES = {  # what a room may import besides torch, numpy and the standard li
 KNOWS = {  # data and the model know no other room
     "engine": {"model"},
     "sampling": {"data", "engine", "model"},
-    "viewer": {"engine", "model", "sampling"},
+    "viewer": {"data", "engine", "model", "sampling"},
     "exchange": {"data", "model"},
     "benchmarks": {"data", "engine", "exchange", "model", "sampling", "viewer"},
 }

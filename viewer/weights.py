@@ -43,10 +43,9 @@ def pack(model: GPT, form: Form) -> Json:
     f32 and f16 are the little-endian numbers of all tensors in order. int8 is the float32 of all,
     then the int8 of all: a vector is float32; a matrix has a float32 for each row, times its int8.
     """
-    named = dict(model.named_parameters())
-    parts = [_parts(tensor, form) for tensor in named.values()]
+    shapes = [[name, list(tensor.shape)] for name, tensor in model.named_parameters()]
+    parts = [_parts(tensor, form) for tensor in model.parameters()]
     data = b"".join(part.tobytes() for of_all in zip(*parts, strict=True) for part in of_all)
-    shapes = [[name, list(tensor.shape)] for name, tensor in named.items()]
     return {"form": form, "tensors": shapes, "data": base64.b64encode(data).decode()}
 
 
@@ -66,8 +65,8 @@ def _parts(tensor: torch.Tensor, form: Form) -> tuple[np.ndarray, np.ndarray]:
     if form != "int8" or array.ndim == 1:
         return array.astype("<f2" if form == "f16" else "<f4"), np.empty(0, np.int8)
     scales_R = (np.abs(array).max(axis=1) / 127).astype("<f4")
-    steps_R1 = np.where(scales_R > 0, scales_R, 1)[:, None]  # a row of zeros has scale 0
-    rows_RC = np.nan_to_num(array / steps_R1).clip(-127, 127)  # the scale of such a row is nan
+    with np.errstate(divide="ignore", invalid="ignore"):  # where the scale is 0, infinite or nan
+        rows_RC = np.nan_to_num(array / scales_R[:, None]).clip(-127, 127)
     return scales_R, np.rint(rows_RC).astype(np.int8)
 
 
