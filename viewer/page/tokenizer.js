@@ -8,7 +8,7 @@ const WORDS = new RegExp("'(?:[sdmt]|ll|ve|re)| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}
 function makeTokenizer({ kind, characters, tokens, end }) {
   const spelled = kind === "char" ? [...characters] : kind === "byte" ? range(256).map(byteOf) : tokens.map(atob);
   const ids = new Map(spelled.map((token, id) => [token, id]));
-  if (end !== null) spelled[end] = "<|endoftext|>"; // in a text it is ordinary characters
+  if (end !== null) spelled[end] = "<|endoftext|>"; // how it is shown; no text encodes to it
   const spell = (id) => {
     if (id in spelled) return spelled[id];
     throw Error(`token ids go from 0 to ${spelled.length - 1}: got ${id}`);
