@@ -84,7 +84,7 @@ class Run:
     def open(cls, out_dir: Path, device: DeviceName) -> "Run":
         newest = load_model(out_dir, "last", device)
         start = encode_prompt("", newest)
-        probes = make_probes(newest.model, start[0], newest.tokenizer.vocab_size)
+        probes = make_probes(newest.model, start[0], newest.tokenizer.vocab_size, newest.tokenizer)
         return cls(out_dir, device, newest, probes)
 
     def name(self, token: int) -> str:

@@ -130,6 +130,10 @@ FIRST_TT = torch.zeros(8, 8).index_fill(1, torch.tensor([0]), 1.0)
 COPIES_TT = torch.eye(8)
 COPIES_TT[4:] = torch.eye(8)[1:5]  # position i looks at i - 3, which followed its copy at i - 4
 HALVES_TT = (PREVIOUS_TT + torch.eye(8)) / 2
+COLUMN_TT = torch.zeros(8, 8).index_fill(1, torch.tensor([2]), 1.0).tril()
+COLUMN_TT[:2, 0] = 1  # which cannot see token 2
+LATE_TT = torch.eye(8)
+LATE_TT[5:] = torch.eye(8)[4]  # few queries look at token 4, though all that can
 
 
 @pytest.mark.parametrize(
@@ -143,6 +147,11 @@ HALVES_TT = (PREVIOUS_TT + torch.eye(8)) / 2
         (uniform(8), {"duplicate": 0.158631}),
         (COPIES_TT, {"induction": 1, "duplicate": 0}),
         (HALVES_TT, {"previous": 0.5, "current": 0.5}),
+        (COLUMN_TT, {"column": 1, "first": 1 / 7}),
+        (LATE_TT, {"column": 0}),
+        (FIRST_TT, {"column": 0}),
+        (torch.eye(8), {"column": 0}),
+        (uniform(8), {"column": sum(1 / n for n in range(3, 9)) / 6}),
     ],
 )
 def test_scores_of_matrices_with_known_values(weights_TT: Tensor, expected: dict[str, float]):
@@ -210,6 +219,14 @@ def measured(
             "first",
             "+0.00 on a copy",
         ),
+        (0, measured("column", 0.4), "column", "one token 0.40 (uniform 0.05)"),
+        (0, measured("column", 0.4, uniform=0.1), "", "less than 5 times uniform"),
+        (0, measured("column", 0.4, costs=(0.0, 0.0)), "", "costs next to nothing"),
+        (0, measured("subject", 0.4), "subject", "subject 0.40 (uniform 0.05)"),
+        (0, measured("object", 0.29), "", "no score of 0.3 or more"),
+        (0, measured("adjective", 0.4, uniform=0.1), "", "less than 5 times uniform"),
+        (0, measured("adjective", 0.4, costs=(0.0, 0.0)), "", "costs next to nothing"),
+        (0, measured("subject", math.nan), "", "no score of 0.3 or more"),
         (0, measured("first", 0.9, on_random=0.1), "", "below 0.3 on random tokens"),
         (0, measured("first", 0.9, on_random=math.nan), "", "below 0.3 on random tokens"),
         (1, measured("induction", math.nan), "", "no score of 0.3 or more"),
