@@ -1,6 +1,7 @@
 """Roles are found where a reader finds them, and a head has their score for nothing else."""
 
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -97,8 +98,8 @@ def test_every_sentence_of_a_story_has_a_subject_and_songs_have_none() -> None:
 
 
 def test_the_last_token_of_a_word_looks_at_every_token_of_the_other() -> None:
-    tokens = [b"A pr", b"ou", b"d r", b"ed f", b"o", b"x r", b"an ", "é".encode()[:1], b"\xff"]
-    assert find_roles(tokens)["adjective"].nonzero().tolist() == [[5, 0], [5, 1], [5, 2], [5, 3]]
+    tokens = ["é".encode(), b"\xff\xf0 A pr", b"ou", b"d r", b"ed f", b"o", b"x r", b"an"]
+    assert find_roles(tokens)["adjective"].nonzero().tolist() == [[6, 1], [6, 2], [6, 3], [6, 4]]
 
 
 def planted(mask_TT: Tensor) -> Tensor:
@@ -115,7 +116,7 @@ def test_a_score_is_near_1_for_its_role_alone_and_near_0_for_distance(role: str)
     mask_TT = masks[role]
     assert float(beyond_distance(planted(mask_TT), mask_TT)) > 0.85
     T = texts_BT.shape[1]
-    assert abs(float(beyond_distance(uniform(T), mask_TT))) < 0.03
+    assert abs(float(beyond_distance(uniform(T), mask_TT))) < 0.1
     for back in (1, 2, 4):  # a head that looks a fixed distance back
         fixed_TT = torch.eye(T).roll(-back, dims=1).tril()
         assert float(beyond_distance(fixed_TT, mask_TT)) < 0.05
@@ -134,7 +135,7 @@ def test_stories_begin_with_the_token_that_the_model_began_with() -> None:
 
 def built() -> GPT:
     torch.manual_seed(0)
-    sizes = {"n_layer": 1, "n_head": 2, "n_embd": 16, "context_length": 64}
+    sizes: dict[str, Any] = {"n_layer": 1, "n_head": 2, "n_embd": 16, "context_length": 64}
     return GPT(ModelConfig(vocab_size=BYTES.vocab_size, **sizes)).eval()
 
 
