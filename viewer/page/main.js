@@ -2,6 +2,7 @@
 
 const ARROWS = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
 const badge = (label) => label[0].toUpperCase();
+const MOST_CHARACTERS = 50_000; // typed; a page that encodes more would not answer for long
 const inside = (n, length) => Math.max(0, Math.min(length - 1, n));
 
 // Tab goes to the chosen one of a group; arrow keys call `go(down, right)`
@@ -194,6 +195,7 @@ function renderSide() {
 // Ids of a text, or null and a notice if the tokenizer knows no such text
 function encoded(text) {
   try {
+    if (text.length > MOST_CHARACTERS) throw Error(`a text has at most ${MOST_CHARACTERS} characters: this one has ${text.length}`);
     const ids = state.scene.tokenizer.encode(text);
     return ids.length ? ids : null;
   } catch ({ message }) {

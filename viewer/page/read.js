@@ -101,6 +101,7 @@ const HITS = {
   duplicate: (i, j, ids) => j < i && ids[j] === ids[i],
 };
 const OTHER_SCORES = {
+  column: (rows) => Math.max(...range(Math.ceil(rows.length / 2)).map((j) => (j ? mean(rows.slice(j + 1).map((row) => row[j])) : 0))),
   entropy: (rows) => mean(rows.slice(1).map((row, i) => sum(row.map((w) => (w > 0 ? -w * Math.log(w) : 0))) / Math.log(i + 2))),
   distance: (rows) => mean(rows.map((row, i) => sum(row.map((w, j) => w * (i - j))))),
 };
@@ -130,7 +131,7 @@ function scores(panel) {
 
 // Where a reader should look first: a labelled head, and a query at which it does what it is named after
 function worthSeeing({ frames, ids }) {
-  const { panels } = frames.at(-1), known = Object.keys(HITS), rank = ({ label }) => (label ? known.indexOf(label) + 1 || 9 : 0);
+  const { panels } = frames.at(-1), known = Object.keys(HITS), rank = ({ label }) => (label ? known.indexOf(label) + 1 || (OTHER_SCORES[label] ? 1 : 9) : 0);
   const best = panels.map((panel) => {
     const hit = HITS[panel.label] ?? ((i, j) => j > 0 && j < i);
     const cells = range(ids.length).flatMap((row) => range(row + 1).map((column) =>
