@@ -14,15 +14,17 @@ from torch import Tensor
 
 import cli
 import files
+from data.shown import shown
 from engine import checkpoint, metrics
+from engine.count import count_parameters
 from engine.device import DeviceName
 from model import require
 from sampling.load import Trained, load_model
 from sampling.prompts import encode_prompt, read_text
-from viewer import page, picture
+from viewer import page
 from viewer.page import Json
 from viewer.probe import Probes, make_probes, measure
-from viewer.record import losses, record
+from viewer.record import losses
 from viewer.reverser import reverser_scene
 from viewer.scene import (
     MOST_FRAMES,
@@ -32,11 +34,9 @@ from viewer.scene import (
     living_scene,
     model_scene,
 )
-from viewer.tokens import shown
 from viewer.weights import (
     MOST_IN_F16,
     Form,
-    count,
     most_copies,
     obstacle_to,
     rounded,
@@ -57,9 +57,7 @@ class VisualizeConfig:
     text_file: Path | None = None
     """File with the text for the model to read, instead of text."""
     html: Path | None = None
-    """Page to write; without html and png it is attention.html in out_dir."""
-    png: Path | None = None
-    """Picture of all heads to write (.png)."""
+    """Page to write; None is attention.html in out_dir."""
     weights: Literal["auto", "f32", "f16", "int8"] = "auto"
     """Numbers of the model in the page: f16 is near float32, int8 half as large; auto by size."""
     device: DeviceName = "auto"
@@ -67,8 +65,6 @@ class VisualizeConfig:
 
     def __post_init__(self) -> None:
         require(not (self.text and self.text_file), "give text or text_file, not both")
-        is_png = self.png is None or self.png.suffix == ".png"
-        require(is_png, f"png must be a file that ends in .png: got {self.png}")
 
 
 @dataclass(frozen=True)
@@ -143,7 +139,7 @@ class Run:
             scene = model_scene(checkpoints, tokens_1T[:, :T], self.name, notices)
         else:
             if form == "auto":
-                form = "f16" if count(model) <= MOST_IN_F16 else "int8"
+                form = "f16" if count_parameters(model)["total"] <= MOST_IN_F16 else "int8"
             checkpoints, notices = self.checkpoints(most_copies(model, form))
             start = (tokens_1T[0].tolist(), self.newest.tokenizer.decode(tokens_1T[0].tolist()))
             notices += cuts(config, T)
@@ -182,27 +178,14 @@ def write_page(run: Run, tokens_1T: Tensor, form: Form | Literal["auto"], path: 
         print(notice)
 
 
-def draw_picture(run: Run, tokens_1T: Tensor, path: Path) -> None:
-    names = [run.name(token) for token in tokens_1T[0].tolist()]
-    weights_LHTT = record(run.newest.model, tokens_1T).weights_LBHTS[:, 0]
-    picture.draw(path, weights_LHTT, names, measure(run.newest.model, run.probes))
-    print(f"written to {path}")
-    if len(names) > picture.MOST_NAMED:
-        print(f"More than {picture.MOST_NAMED} tokens: their names have no room beside the maps.")
-
-
 def main() -> None:
     config = cli.parse_config(VisualizeConfig)
     text = config.text if config.text_file is None else read_text(config.text_file)
-    html = config.html or (None if config.png else config.out_dir / "attention.html")
     run = Run.open(config.out_dir, config.device)
     tokens_1T = run.encode(text)
-    for path in filter(None, (html, config.png)):
-        files.check_writable(path)
-    if html:
-        write_page(run, tokens_1T, config.weights, html)
-    if config.png:
-        draw_picture(run, tokens_1T, config.png)
+    path = config.html or config.out_dir / "attention.html"
+    files.check_writable(path)
+    write_page(run, tokens_1T, config.weights, path)
 
 
 if __name__ == "__main__":

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from browser import Page
+from data.shown import shown
 from data.tokenizer import ByteTokenizer, Tokenizer
 from model import GPT, ModelConfig
 from viewer.page import Json
 from viewer.probe import make_probes, measure
 from viewer.scene import Checkpoint, living_scene, model_scene
-from viewer.tokens import shown
 from viewer.weights import Form, tokenizer_spec
 
 LEFT, TOP = 84, 76  # what the names of tokens take beside a map

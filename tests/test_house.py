@@ -39,7 +39,6 @@ LIBRARIES = {  # what a room may import besides torch, numpy and the standard li
     "exchange.gguf_file": {"gguf"},
     "exchange.hub_folder": {"safetensors"},
     "viewer.page": {"rjsmin"},
-    "viewer.picture": {"matplotlib"},
     "viewer.record": {"tqdm"},
 }
 KNOWS = {  # data and the model know no other room

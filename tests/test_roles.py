@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from data.roles import find_roles, tell
 from data.stories import ROLES, generate
 from data.tokenizer import ByteTokenizer
 from model import GPT, ModelConfig
 from viewer import probe
 from viewer.probe import make_probes, measure
 from viewer.record import record
-from viewer.roles import find_roles, tell
 from viewer.scores import SCORES, beyond_distance, uniform
 
 BYTES = ByteTokenizer()

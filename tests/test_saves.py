@@ -94,8 +94,8 @@ def export_gguf(trained: Path, folder: Path, kind: str) -> None:
     run_quietly(convert.main, "export", *flags)
 
 
-def draw(kind: str, trained: Path, folder: Path, text: str) -> None:
-    flags = (f"--out_dir={trained}", f"--text={text}", f"--{kind}={folder / 'a'}.{kind}")
+def draw(trained: Path, folder: Path, text: str) -> None:
+    flags = (f"--out_dir={trained}", f"--text={text}", f"--html={folder / 'a.html'}")
     run_quietly(visualize.main, *flags)
 
 
@@ -123,8 +123,7 @@ WRITINGS = {
     "dataset": Writing(write_dataset, ("char", "bpe"), dataset),
     "folder for transformers": Writing(export_folder, needs_run=True),
     "gguf": Writing(export_gguf, ("f32", "f16"), needs_run=True),
-    "page": Writing(partial(draw, "html"), ("a", "e"), needs_run=True),
-    "picture": Writing(partial(draw, "png"), ("a", "e"), needs_run=True),
+    "page": Writing(draw, ("a", "e"), needs_run=True),
 }
 
 

@@ -29,6 +29,7 @@ import pytest
 import convert
 import data.format
 import data.prepare
+import data.shown
 import exchange.hub_folder
 import files
 import sample
@@ -52,7 +53,7 @@ from helpers import (
 from promises import Cases, Control
 from test_train import signalled, stopped_here
 from test_wandb_run import FakeWandb
-from viewer import page, tokens
+from viewer import page
 
 SCRIPTS = {script.__name__: script for script in (convert, data.prepare, sample, train, visualize)}
 SMALL = {"n_layer = 2": "n_layer = 1", "n_head = 2": "n_head = 1", "n_embd = 16": "n_embd = 4"}
@@ -118,7 +119,6 @@ JOBS = {  # that write to a disk
     "run": "train {config} --samples=1 --resume --out_dir={disk}/run",
     "dataset": "data.prepare {words} --tokenizer=char --out={disk}/dataset",
     "gguf": "convert export --out_dir={run} --to={disk}/model.gguf",
-    "picture": "visualize --out_dir={run} --text=no --png={disk}/heads.png",
     "page": "visualize --out_dir={run} --text=no --html={disk}/page.html",
 }
 written_in_place = broken("written_in_place", files, "partial", lambda path: path)
@@ -574,7 +574,7 @@ def living(names: list[str], run: str, text: str) -> dict[str, Any]:
 @pytest.mark.promise(
     controls=[
         broken("not_escaped", page, "as_json", json.dumps),
-        broken("shown_as_it_is", tokens, "shown", shown_as_it_is),
+        broken("shown_as_it_is", data.shown, "shown", shown_as_it_is),
     ]
 )
 def test_no_text_of_a_token_or_a_run_changes_the_page_or_what_it_shows(cases: Cases):
@@ -582,11 +582,11 @@ def test_no_text_of_a_token_or_a_run_changes_the_page_or_what_it_shows(cases: Ca
     for _ in cases(40, 2000):
         text = "".join(random.choices(HOSTILE, k=random.randint(1, 12)))
         raw = text.encode(errors="surrogatepass") + random.randbytes(random.randint(0, 4))
-        names = [tokens.shown(raw), tokens.shown(raw[::-1])]
+        names = [data.shown.shown(raw), data.shown.shown(raw[::-1])]
         scene = {"tokens": names, "run": text}
         found = structure(scene, living(names, text, text))
         assert found.parts == harmless.parts
         expected = json.loads(json.dumps([scene, living(names, text, text)]))  # joins surrogates
         assert json.loads(found.data) == expected
         assert found.data.isascii()
-        assert all(not tokens.NO_SHAPE & set(map(unicodedata.category, n[0])) for n in names)
+        assert all(not data.shown.NO_SHAPE & set(map(unicodedata.category, n[0])) for n in names)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from data.shown import shown
 from data.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer
 from engine.attend import fused_attention
 from model import GPT, Attend, ModelConfig, attention
@@ -23,7 +24,6 @@ from viewer.probe import Measured, make_probes, mean_scores, measure
 from viewer.record import costs, losses, record, switch_off
 from viewer.scene import Checkpoint, cuts, model_scene, most_checkpoints
 from viewer.scores import SCORES, duplicate, induction, uniform
-from viewer.tokens import shown
 
 T, V = 11, 13
 TOKENS_1T = torch.tensor([[5, 1, 7, 3, 5, 1, 7, 3, 2, 0, 12]])

@@ -1,4 +1,4 @@
-"""The script, as a user meets it: pages, pictures, and requests that it refuses."""
+"""The script, as a user meets it: pages, and requests that it refuses."""
 
 import json
 import shutil
@@ -44,7 +44,7 @@ def scenes(path: Path) -> list[dict[str, Any]]:
     return json.loads(data)
 
 
-# --- Pages and pictures ---------------------------------------------------------------------------
+# --- Pages ----------------------------------------------------------------------------------------
 
 
 def test_one_command_writes_one_page_into_the_folder_of_the_run(script: Script, trained: Path):
@@ -212,20 +212,6 @@ def test_a_choice_of_checkpoints_is_even_and_keeps_the_newest(most: int, expecte
     assert "".join(visualize.evenly(list("abcde"), most)) == expected
 
 
-def test_a_picture_of_all_heads_is_written(script: Script, tmp_path: Path):
-    code, text, error = script(f"--text={TEXT}", f"--png={tmp_path / 'new/heads.png'}")
-    assert (code, text, error) == (0, f"written to {tmp_path / 'new/heads.png'}\n", "")
-    assert (tmp_path / "new/heads.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_a_page_and_a_picture_are_written_together(
-    script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(visualize.picture, "draw", lambda path, *_: path.touch())
-    code, _, _ = script(f"--text={TEXT}", f"--png={tmp_path / 'a.png'}", f"--html={tmp_path / 'a'}")
-    assert (code, sorted(path.name for path in tmp_path.iterdir())) == (0, ["a", "a.png"])
-
-
 # --- Refusals -------------------------------------------------------------------------------------
 
 
@@ -236,7 +222,6 @@ def test_a_page_and_a_picture_are_written_together(
         (["--text=aXb"], "the character vocabulary lacks 'X', 'b'"),
         (["--text_file=nowhere.txt"], "nowhere.txt: No such file or directory"),
         (["--text=a", "--html=/dev/null/a.html"], "/dev/null/a.html cannot be written"),
-        (["--text=a", "--png=/dev/null/a.png"], "/dev/null/a.png cannot be written"),
         (["--out_dir=nowhere", "--text=a"], "nowhere holds no checkpoint: train one with `python"),
     ],
 )
@@ -252,7 +237,6 @@ def test_a_bad_request_is_refused_in_one_sentence(script: Script, flags: list[st
     ("flags", "message"),
     [
         (["--text=a", "--text_file=b"], "give text or text_file, not both"),
-        (["--text=a", "--png=a.txt"], "png must be a file that ends in .png: got a.txt"),
         (["--weights=int4"], "'int4' for argument '--weights'. Expected one of ('auto', 'f32'"),
     ],
 )

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from data.roles import tell
 from data.stories import OPENING
 from data.tokenizer import Tokenizer
 from model import GPT
 from sampling.decode import Decoder
 from viewer.record import costs, losses, record
-from viewer.roles import tell
 from viewer.scores import SCORES, beyond_distance, uniform
 
 N_TEXTS = 4  # Olsson et al., 2022, average over ten; the mean of four is steady enough

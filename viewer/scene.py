@@ -10,7 +10,7 @@ from viewer.labels import costs_of, label
 from viewer.page import Json, Names, number, packed, predictions, tensors
 from viewer.probe import Measured
 from viewer.record import MOST_HEADS, MOST_LAYERS, costs, record, shown_heads
-from viewer.scores import NAMES, SCORES, uniform
+from viewer.scores import NAMES, SCORES
 from viewer.weights import Form, pack
 
 MOST_TOKENS = 256
@@ -43,9 +43,6 @@ def model_scene(
     tokens_T = tokens_1T[0].cpu()
     labels = [names(token) for token in tokens_T.tolist()]
     scene = described(checkpoints, notices)
-    alike_TT = uniform(len(tokens_T))
-    for name, score in SCORES.items():
-        scene["uniform"][name][0] = number(score(alike_TT, tokens_T))
     return scene | {
         "axes": [{"queries": labels, "keys": labels, "causal": True, "scale": scene["scale"]}],
         "ids": tokens_T.tolist(),
@@ -102,7 +99,7 @@ def described(checkpoints: list[Checkpoint], notices: list[str]) -> Json:
         "that it attends to are filled, those that attend to it are underlined.",
         "rows": [f"layer {n}" for n in range(min(config.n_layer, MOST_LAYERS))],
         "scale": math.sqrt(config.head_dim),
-        "uniform": {name: [None, number(on_probes[name])] for name in SCORES},
+        "uniform": {name: number(on_probes[name]) for name in SCORES},
         "scores": NAMES,
         "notices": notices,
         "turned": config.is_modern,
@@ -119,7 +116,7 @@ def panel(layer: int, head: int, measured: Measured) -> Json:
         "axes": 0,
         "label": key,
         "why": why,
-        "scores": {name: [None, number(measured.score(name)[layer, head])] for name in SCORES},
+        "scores": {name: number(measured.score(name)[layer, head]) for name in SCORES},
         "worth": [number(cost) for cost in costs_of(layer, head, measured)],
     }
 
@@ -129,15 +126,12 @@ def frame(checkpoint: Checkpoint, tokens_1T: Tensor, names: Names) -> Json:
     kept = record(checkpoint.model, tokens_1T)
     of_heads = (kept.q_LBHTD, kept.k_LBHSD, kept.v_LBHSD, kept.weights_LBHTS, kept.y_LBHTD)
     tokens_T = tokens_1T[0].cpu()
-    weights_LHTT = kept.weights_LBHTS[:, 0].cpu()
     costs_LHN = costs(checkpoint.model, tokens_1T)[:, :, 0]
     truth_T = tokens_T.roll(-1)
     truth_T[-1] = -1  # nobody knows what comes next
     panels: list[Json] = []
     for layer, head in shown_heads(checkpoint.model.config):
         known = panel(layer, head, checkpoint.measured)
-        for name, score in SCORES.items():
-            known["scores"][name][0] = number(score(weights_LHTT[layer, head], tokens_T))
         known |= tensors(*(tensor[layer, 0, head] for tensor in of_heads))
         panels.append(known | {"costs": packed(costs_LHN[layer, head])})
     return {

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from data.tokenizer import GPT2_PATTERN
+from engine.count import count_parameters
 from model import GPT
 from viewer.page import Json
 
@@ -20,7 +21,7 @@ MOST_CHARACTERS = 24e6  # of all checkpoints in base64; if there are more, fewer
 
 def obstacle_to(model: GPT, tokenizer: Json | None) -> str:
     """Return why a page cannot run a model, or ""."""
-    n = count(model)
+    n = count_parameters(model)["total"]
     if tokenizer is None:
         return "no page can encode a text as this model's tokenizer does"
     if n > MOST_PARAMETERS:
@@ -28,13 +29,9 @@ def obstacle_to(model: GPT, tokenizer: Json | None) -> str:
     return ""
 
 
-def count(model: GPT) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
 def most_copies(model: GPT, form: Form) -> int:
     """Return how many checkpoints a page can hold."""
-    return max(1, int(MOST_CHARACTERS / (count(model) * BYTES[form] * 4 / 3)))
+    return max(1, int(MOST_CHARACTERS / (count_parameters(model)["total"] * BYTES[form] * 4 / 3)))
 
 
 def pack(model: GPT, form: Form) -> Json:

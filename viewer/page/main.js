@@ -1,7 +1,7 @@
 // Build the page, and let pointer and keys move through it.
 
 const ARROWS = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
-const badge = (label) => label[0].toUpperCase();
+const badge = (label) => label[0].toUpperCase() + label[1];
 const MOST_CHARACTERS = 50_000; // typed; a page that encodes more would not answer for long
 const inside = (n, length) => Math.max(0, Math.min(length - 1, n));
 

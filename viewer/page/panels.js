@@ -27,8 +27,8 @@ function scoresSide() {
     p(b(panel.label ? scene.scores[panel.label][0] : "no label"), ": ", panel.why, "."),
     table(["score", "", "text", "uniform", "probe", "uniform"], rows),
     ...Object.values(scene.scores).map(([name, meaning]) => note(`${name}: ${meaning}`)),
-    note("Orange: uniform attention. Probe: text that the model wrote or, for induction and duplicate token, "
-      + "random tokens said twice: the lowest score over several periods."),
+    note("Orange: uniform attention. Probe: text that the model wrote (of stories, drawn ones) or, for induction and "
+      + "duplicate token, random tokens said twice: the lowest score over several periods."),
   ];
 }
 
@@ -58,7 +58,7 @@ function offSide() {
   return [
     p(`Without ${panel.name} the loss of this text goes from ${show(before)} to `, b(show(before + mean(changes)), "off"),
       ` nats per token (${signed(mean(changes))}).`),
-    note(`On text that the model wrote ${signed(panel.worth[0])}, on a copy of random tokens ${signed(panel.worth[1])}.`),
+    note(`On the probes ${signed(panel.worth[0])}, on a copy of random tokens ${signed(panel.worth[1])}.`),
     el("div", { className: "strip" }, el("span", { className: "token soft" }, queries[0]), ...chips),
     note(swatch("worse", "harder to predict"), swatch("better", "easier")),
     heading("Mean change without each head"),
@@ -77,10 +77,10 @@ function trainingSide() {
   if (!panel.scores) return parts;
   const pick = el("select", { ariaLabel: "score", data: { key: "score" }, tabIndex: 0, onchange: () => update({ score: pick.value }) },
     ...Object.entries(scene.scores).map(([value, [name]]) => el("option", { value, selected: value === score }, name)));
-  const of = (n, kind) => curve(kind, (f) => f.panels[n].scores[score][1]);
+  const of = (n, kind) => curve(kind, (f) => f.panels[n].scores[score]);
   const others = range(frame.panels.length).filter((n) => n !== chosen).map((n) => of(n, "all"));
   return [...parts, heading("Score on the probe"), pick,
-    chart([...others, of(chosen, "accent")], { level: scene.uniform[score][1], now, top: score === "distance" ? null : 1 }),
+    chart([...others, of(chosen, "accent")], { level: scene.uniform[score], now, top: score === "distance" ? null : 1 }),
     note(swatch("accent", panel.name), swatch("soft", "the others"), swatch("seen", "uniform"))];
 }
 

@@ -120,12 +120,11 @@ const rowsOf = (panel) => panel.axis.queries.map((_, i) => range(i + 1).map((j) 
 
 // Name -> the score on this text, that of uniform attention, the score on the probes, and the same there
 function scores(panel) {
-  const { scene } = state, { ids } = scene, names = Object.keys(scene.scores);
-  const on = (rows, known, n) => (scene.model ? scoreOf(names[n], rows, ids) : known[names[n]][0]);
+  const { scene } = state, { ids } = scene;
   return memo(panel, "scores", () => {
     const rows = rowsOf(panel), alike = rows.map((row) => row.map(() => 1 / row.length));
-    return Object.fromEntries(names.map((name, n) =>
-      [name, [on(rows, panel.scores, n), on(alike, scene.uniform, n), panel.scores[name][1], scene.uniform[name][1]]]));
+    return Object.fromEntries(Object.keys(scene.scores).map((name) =>
+      [name, [scoreOf(name, rows, ids), scoreOf(name, alike, ids), panel.scores[name], scene.uniform[name]]]));
   });
 }
 
