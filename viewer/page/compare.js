@@ -78,9 +78,9 @@ function wordSide(at, there) {
   return [
     heading(`${word} here (${at}) and there (${there})`),
     table(["after", "", "distance", "cosine"], rows.reverse()),
-    note("Distance of the two vectors, as a part of their mean length."),
+    note("Distance as a part of the mean length."),
     heading("What moved them apart"),
     table(["part", "", "share"], shares.slice(0, 6).map((part) => [part.head === undefined ? part.name : link(part), meter(part.share, 1), `${show(100 * part.share, 1)} %`])),
-    note("Shares of all parts add up to 100 %: the stream is a sum."),
+    note("All parts add up to 100 %."),
   ];
 }

@@ -66,6 +66,8 @@ function svg(tag, attributes, ...children) {
   return node;
 }
 
+// Its key lets it keep the focus when the page is drawn again
+const button = (key, name, onclick, more) => el("button", { data: { key }, tabIndex: 0, onclick, ...more }, name);
 const p = (...children) => el("p", {}, ...children);
 const b = (text, name = "") => el("b", { data: { name } }, text);
 const note = (...children) => el("p", { className: "soft" }, ...children);

@@ -72,5 +72,5 @@ function followSide() {
 // A head's name, which opens the head
 const link = ({ layer, head, name }) => {
   const panel = state.frame.panels.find((other) => other.row === layer && other.head === head);
-  return panel ? el("button", { onclick: () => choosePanel(panel) }, name) : name;
+  return panel ? button(name.replace(/\W/g, ""), name, () => choosePanel(panel)) : name;
 };

@@ -149,12 +149,11 @@ function renderLegend() {
 
 function renderBar() {
   const { scene, frame, panel, view } = state, isOff = scene.off?.has(panel.key);
-  const button = (key, name, isOn, onclick) => el("button", { data: { key }, tabIndex: 0, ariaPressed: isOn, onclick }, name);
   if ($("step")) $("step").textContent = `step ${frame.step}`;
   $("bar").replaceChildren(el("h2", {}, panel.name),
     ...(panel.label ? [el("span", { className: "tag" }, scene.scores[panel.label][0])] : []),
-    el("span", { className: "switch" }, ...["map", "lines"].map((name) => button(name, name, name === view, () => update({ view: name })))),
-    ...(scene.model ? [el("span", { className: "switch" }, button("off", isOff ? "off" : "switch off", isOff, () => switchOff(panel)))] : []));
+    el("span", { className: "switch" }, ...["map", "lines"].map((name) => button(name, name, () => update({ view: name }), { ariaPressed: name === view }))),
+    ...(scene.model ? [el("span", { className: "switch" }, button("off", isOff ? "off" : "switch off", () => switchOff(panel), { ariaPressed: isOff }))] : []));
 }
 
 function renderMaps() {

@@ -47,7 +47,7 @@ async function fill(frame, { version }) {
 
 function offSide() {
   const { panel, frame, scene } = state, { queries } = panel.axis, changes = costs(panel), nats = losses(frame);
-  const largest = (all) => Math.max(0.05, ...all.map(Math.abs)), isKnown = (other) => !scene.model || other.memo?.costs?.version === scene.version;
+  const largest = (all) => Math.max(0.05, ...all.map(Math.abs)), isKnown = (other) => !scene.model || (other.memo?.version === scene.version && other.memo.costs);
   const chips = changes.map((change, n) => el("span", { className: "token", style: tint(change, largest(changes)) }, queries[n + 1]));
   const worst = range(changes.length).sort((m, n) => Math.abs(changes[n]) - Math.abs(changes[m]));
   const means = frame.panels.map((other) => (isKnown(other) ? mean(costs(other)) : null)), before = loss(frame);

@@ -34,9 +34,9 @@ function equalStart(a, b) {
 
 // What is computed for a frame or a panel stays until the text, or what is switched off, changes
 function memo(holder, name, compute) {
-  const { version } = state.scene, kept = (holder.memo ??= {});
-  if (!kept[name] || kept[name].version !== version) kept[name] = { version, value: compute() };
-  return kept[name].value;
+  const { version } = state.scene;
+  if (!holder.memo || holder.memo.version !== version) holder.memo = { version };
+  return (holder.memo[name] ??= compute());
 }
 
 // ln Σ exp(z)
@@ -85,8 +85,8 @@ function prediction(frame, at) {
     return { names: top[at], chances, truth: truth[at], rank: ranks[at], loss: tensor(frame, "losses")[at] };
   }
   return memo(frame, `prediction ${at}`, () => {
-    const all = logitsAt(recordOf(scene, frame, ids), at), token = ids[at + 1];
-    const order = range(all.length).sort((a, b) => all[b] - all[a] || a - b), logits = order.map((id) => all[id]);
+    const all = logitsAt(recordOf(scene, frame, ids), at), token = ids[at + 1]; // ids from size on are padding
+    const order = range(scene.tokenizer.size).sort((a, b) => all[b] - all[a] || a - b), logits = order.map((id) => all[id]);
     return { ids: order, logits, names: order.slice(0, 10).map((id) => model.names[id]), truth: model.names[token] ?? null,
       rank: order.indexOf(token), loss: logSumExp(all) - all[token] };
   });

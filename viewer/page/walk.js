@@ -6,8 +6,8 @@ const STOPS = [
     return `Every head of every layer has one. A row is a token that asks, here ${quoted(queries[i])}; a column one that is asked. `
       + `It gives ${show(100 * weight(panel, i, j), 0)} % of its attention to ${quoted(keys[j])}. Click any cell.`;
   }, "numbers"],
-  ["Where a weight comes from", () => "On the right is all of the arithmetic: the query times the key, divided by √d, through the "
-    + "exponential, divided by the sum over all keys. The last line compares it with the model's own number.", "numbers"],
+  ["Where a weight comes from", () => "On the right: the query times the key, divided by √d, through the exponential, "
+    + "divided by the sum over all keys. The last line compares it with the model's own number.", "numbers"],
   ["What it is for", () => `After ${quoted(state.panel.axis.queries[state.row])} the model thinks `
     + `${quoted(prediction(state.frame, state.row).names[0])} the likeliest. Press Write, or click another token to go on with that.`, "next"],
   ["Who spoke for it", () => "From bottom to top: each layer's guess, and the heads and MLPs that pushed the token up or down.", "follow"],
@@ -19,9 +19,8 @@ function walk(n) {
   box.hidden = !stop;
   if (!stop) return $("start").focus();
   update({ side: stop[2] });
-  const next = el("button", { className: "switch", onclick: () => walk(n + 1) }, n + 1 < STOPS.length ? "Next →" : "Done");
-  box.replaceChildren(el("small", {}, `${n + 1} of ${STOPS.length}`), heading(stop[0]), p(stop[1]()), next,
-    el("button", { onclick: () => walk(-1) }, "Skip"));
+  const next = button("next", n + 1 < STOPS.length ? "Next →" : "Done", () => walk(n + 1));
+  box.replaceChildren(el("small", {}, `${n + 1} of ${STOPS.length}`), heading(stop[0]), p(stop[1]()), next, button("skip", "Skip", () => walk(-1)));
   box.onkeydown = ({ key }) => {
     const step = { ArrowRight: n + 1, ArrowLeft: Math.max(0, n - 1), Escape: -1 }[key];
     if (step !== undefined) walk(step);

@@ -23,12 +23,11 @@ function randomNumber(seed, n) {
 
 // Append one token. A text that fills the context goes on from its latest half, which is read again
 function writeToken() {
-  const { scene, frame, seed } = state, { all, ids, tokenizer, model } = scene;
+  const { scene, frame, seed } = state, { all, ids, model: { capacity } } = scene;
   const found = prediction(frame, ids.length - 1), chances = distribution(found.logits);
-  const usable = found.ids.map((id, n) => (id < tokenizer.size ? chances[n] : 0)); // the vocabulary may be padded
-  let left = randomNumber(seed, all.length) * sum(usable), n = usable.findIndex((c) => (left -= c) < 0);
-  if (n < 0) n = usable.findLastIndex((c) => c > 0);
-  goOn([...all, found.ids[n]], model.capacity - ids.length ? ids.length + 1 : Math.ceil(model.capacity / 2));
+  let left = randomNumber(seed, all.length), n = chances.findIndex((c) => (left -= c) < 0);
+  if (n < 0) n = chances.findLastIndex((c) => c > 0); // what rounding left over
+  goOn([...all, found.ids[n]], ids.length < capacity ? ids.length + 1 : Math.max(1, capacity >> 1));
 }
 
 // Let a text be these tokens, of which the model sees the last
@@ -68,10 +67,9 @@ async function write() {
 
 function nextSide() {
   const { scene, frame, row: at, panel } = state, found = prediction(frame, at), { names, truth, rank } = found, bars = el("div", {});
-  const button = (key, name, title, onclick) => el("button", { className: "switch", data: { key }, tabIndex: 0, title, onclick }, name);
   const redraw = () => {
     const chances = found.chances ?? distribution(found.logits), kept = chances.filter(Boolean).length;
-    const name = (k) => (found.ids ? el("button", { title: "go on with it", onclick: () => branch(at, found.ids[k]) }, names[k]) : names[k]);
+    const name = (k) => (found.ids ? button(`go${k}`, names[k], () => branch(at, found.ids[k]), { title: "go on with it" }) : names[k]);
     bars.replaceChildren(
       table(["token", "", "probability"], names.map((_, k) => [name(k), meter(chances[k], 1), show(chances[k])]), rank),
       note(kept < chances.length ? `One of ${kept} tokens is drawn.` : ""),
@@ -82,8 +80,8 @@ function nextSide() {
   const after = p(panel.axis.self ? "After " : "In place of ", b(quoted(panel.axis.queries[at])), ` (${at}) the model predicts`);
   if (!scene.model) return [after, bars];
   return [
-    el("div", { id: "write" }, button("write", state.writing ? "■ Stop" : "▶ Write", "key W", write),
-      button("one", "One token", "key N", writeOne)),
+    el("div", { className: "switch" }, button("write", state.writing ? "■ Stop" : "▶ Write", write, { title: "key W" }),
+      button("one", "One token", writeOne, { title: "key N" })),
     after,
     bars,
     slider("temperature", "temperature", 0, 2, 0.1, redraw),
