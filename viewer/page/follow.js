@@ -42,7 +42,7 @@ function guess({ gpt }, x_C) {
 }
 
 const signedMeter = (value, most) => el("span", { className: "meter middle" }, el("i", { style: {
-  background: `var(--${value < 0 ? "worse" : "better"})`, width: `${50 * Math.abs(value / most)}%`, left: `${50 - (value < 0 ? 50 * Math.abs(value / most) : 0)}%` } }));
+  background: `var(--${value < 0 ? "seen" : "accent"})`, width: `${50 * Math.abs(value / most)}%`, left: `${50 - (value < 0 ? 50 * Math.abs(value / most) : 0)}%` } }));
 
 function followSide() {
   const { scene, frame, row: at } = state, { ids, model: { names } } = scene, found = prediction(frame, at);

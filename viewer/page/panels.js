@@ -32,26 +32,29 @@ function scoresSide() {
   ];
 }
 
-const tint = (change, most) => ({ background: `color-mix(in srgb, var(--${change > 0 ? "worse" : "better"}) `
+const tint = (change, most) => ({ background: `color-mix(in srgb, var(--${change > 0 ? "seen" : "accent"}) `
   + `${Math.round(75 * Math.min(1, Math.abs(change) / most))}%, transparent)` });
 
-// Compute what the heads of a table are worth, one after another, so that the page never waits
-async function fill(frame, { version }) {
-  for (const panel of frame.panels) {
+const isKnown = (holder, name) => !state.scene.model || (holder.memo?.version === state.scene.version && name in holder.memo);
+
+// Compute one by one what a view still lacks, so that the page never stops; then show it
+async function fill(missing, compute) {
+  const { side, frame, scene: { version } } = state;
+  for (const holder of missing) {
     await new Promise((done) => setTimeout(done));
-    if (state.frame !== frame || state.side !== "off" || state.scene.version !== version) return;
-    costs(panel);
+    if (state.side !== side || state.frame !== frame || state.scene.version !== version) return;
+    compute(holder);
   }
-  renderSide();
+  if (missing.length) renderSide();
 }
 
 function offSide() {
   const { panel, frame, scene } = state, { queries } = panel.axis, changes = costs(panel), nats = losses(frame);
-  const largest = (all) => Math.max(0.05, ...all.map(Math.abs)), isKnown = (other) => !scene.model || (other.memo?.version === scene.version && other.memo.costs);
+  const largest = (all) => Math.max(0.05, ...all.map(Math.abs));
   const chips = changes.map((change, n) => el("span", { className: "token", style: tint(change, largest(changes)) }, queries[n + 1]));
   const worst = range(changes.length).sort((m, n) => Math.abs(changes[n]) - Math.abs(changes[m]));
-  const means = frame.panels.map((other) => (isKnown(other) ? mean(costs(other)) : null)), before = loss(frame);
-  if (means.includes(null)) fill(frame, scene);
+  const means = frame.panels.map((other) => (isKnown(other, "costs") ? mean(costs(other)) : null)), before = loss(frame);
+  fill(frame.panels.filter((other) => !isKnown(other, "costs")), costs);
   const heads = scene.rows.map((name, layer) => el("tr", {}, el("td", {}, name), ...frame.panels.flatMap((other, n) =>
     other.row !== layer ? [] : el("td", { style: { ...tint(means[n], largest(means)), fontWeight: other === panel ? 700 : 400 } },
       show(means[n], 2)))));
@@ -60,7 +63,7 @@ function offSide() {
       ` nats per token (${signed(mean(changes))}).`),
     note(`On the probes ${signed(panel.worth[0])}, on a copy of random tokens ${signed(panel.worth[1])}.`),
     el("div", { className: "strip" }, el("span", { className: "token soft" }, queries[0]), ...chips),
-    note(swatch("worse", "harder to predict"), swatch("better", "easier")),
+    note(swatch("seen", "harder to predict"), swatch("accent", "easier")),
     heading("Mean change without each head"),
     el("table", { className: "dense" }, ...heads),
     scroll(table(["most changed", "with", "without", "change"], worst.map((n) =>
@@ -71,7 +74,8 @@ function offSide() {
 function trainingSide() {
   const { scene, frame, panel, score } = state, chosen = frame.panels.indexOf(panel), now = frame.step;
   const curve = (kind, value) => [kind, scene.frames.map((f) => [f.step, value(f)]).filter(([, y]) => y !== null)];
-  const losses = [["all", scene.evaluations ?? []], curve("seen", (f) => f.copyLoss ?? null), curve("accent", loss)];
+  const losses = [["all", scene.evaluations ?? []], curve("seen", (f) => f.copyLoss ?? null), curve("accent", (f) => (isKnown(f, "losses") ? loss(f) : null))];
+  fill(scene.frames.filter((f) => !isKnown(f, "losses")), losses);
   const parts = [heading("Loss, nats per token"), chart(losses, { now }), note(swatch("accent", "this text"),
     ...(panel.scores ? [swatch("seen", "copy of random tokens"), swatch("soft", "validation")] : []))];
   if (!panel.scores) return parts;
