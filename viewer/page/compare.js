@@ -42,18 +42,19 @@ function sameWord(at) {
 }
 
 function compareSide() {
-  const { scene, frame, row: at } = state, box = el("textarea", { rows: 2, value: scene.otherText ?? "", ariaLabel: "the other text",
-    placeholder: "Type another text, such as this one with another word", data: { key: "other" }, tabIndex: 0 });
+  const { scene, frame, row: at } = state, box = el("textarea", { value: scene.otherText ?? "", ariaLabel: "the other text",
+    placeholder: "Type it with another word", data: { key: "other" }, tabIndex: 0 });
   box.oninput = () => {
     const ids = encoded(box.value);
     if (!ids) return;
     Object.assign(scene, { other: ids.slice(-scene.model.capacity), otherText: box.value, version: scene.version + 1 });
     update({});
   };
-  if (!compares()) return [p("Two texts, head by head. The first is above; the other:"), box];
+  const start = [p("The text above, beside another:"), box];
+  if (!compares()) return start;
   const panels = [...frame.panels].sort((a, b) => moved(b) - moved(a)), most = moved(panels[0]) || 1;
   return [
-    p("The other text:"), box,
+    ...start,
     note("The map shows its weights less those of the text above: ", swatch("seen", "more there"), swatch("accent", "more here")),
     heading("Heads that change most"),
     table(["head", "", "weight that moved"], panels.slice(0, 6).map((panel) => [link({ ...panel, layer: panel.row }), meter(moved(panel), most), show(moved(panel), 3)])),
