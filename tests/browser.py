@@ -21,7 +21,16 @@ SCRIPTS = Path(__file__).parents[1] / "viewer/page"
 FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe")
 FLAGS += ("--no-first-run", "--disable-background-networking", "--disable-component-update")
 FLAGS += ("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",)  # no other machine is found
-KEYS = {"Tab": 9, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
+KEYS = {
+    "Tab": 9,
+    "ArrowLeft": 37,
+    "ArrowUp": 38,
+    "ArrowRight": 39,
+    "ArrowDown": 40,
+    "Escape": 27,
+    "Enter": 13,
+}
+KEYS |= {key: ord(key.upper()) for key in "nw"}
 SECONDS = 60  # the longest wait for an answer, enough on a busy machine too
 
 
@@ -83,8 +92,9 @@ class Page:
         self.open((folder / "scripts.html").as_uri())
 
     def run(self, script: str) -> Any:
-        """Return the value of a JavaScript expression."""
-        found = self.ask("Runtime.evaluate", expression=script, returnByValue=True)
+        """Return the value of a JavaScript expression, of a promise when it is kept."""
+        how = {"returnByValue": True, "awaitPromise": True}
+        found = self.ask("Runtime.evaluate", expression=script, **how)
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
 
@@ -107,9 +117,11 @@ class Page:
 
     def press(self, key: str) -> None:
         """Press a key on the element that has the focus."""
-        code = {"windowsVirtualKeyCode": KEYS[key]}
-        for kind in ("rawKeyDown", "keyUp"):
-            self.ask("Input.dispatchKeyEvent", type=kind, key=key, code=key, **code)
+        code = {"windowsVirtualKeyCode": KEYS[key], "key": key, "code": key}
+        text = {"Enter": "\r"}.get(key, key)  # other names of keys are no text
+        down = {"type": "keyDown", "text": text} if len(text) == 1 else {"type": "rawKeyDown"}
+        self.ask("Input.dispatchKeyEvent", **down, **code)
+        self.ask("Input.dispatchKeyEvent", type="keyUp", **code)
 
     def type(self, text: str) -> None:
         self.ask("Input.insertText", text=text)
