@@ -60,12 +60,12 @@ function written(n) {
   return state.scene.all;
 }
 
-// Ids, their probabilities, that of the right token, and how many are kept, at some positions
+// Ids and their probabilities, at some positions
 function cut(settings, n) {
   Object.assign(state, settings);
   return range(n).map((at) => {
-    const found = prediction(state.frame, at), { chances, truth, kept } = distribution(found);
-    return [found.ids, chances, truth, kept];
+    const { ids, logits } = prediction(state.frame, at);
+    return [ids, distribution(logits)];
   });
 }
 

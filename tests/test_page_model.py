@@ -262,13 +262,9 @@ def test_the_page_cuts_distributions_as_sampling_does(tab: Page, name: str):
     usable_TV = logits(tab)[:, : shown.tokenizer.vocab_size]
     for choice in CHOICES:
         p_TV = distribution(usable_TV, choice)
-        for at, (ids, chances, truth, kept) in enumerate(tab.run(f"cut({settings(choice)}, 12)")):
+        for at, (ids, chances) in enumerate(tab.run(f"cut({settings(choice)}, 12)")):
             assert sorted(ids) == list(range(p_TV.shape[1]))
             assert largest(torch.tensor(chances) - p_TV[at, ids]) < 1e-6, (choice, at)
-            true = shown.tokens_1T[0, at + 1]
-            assert truth == pytest.approx(float(p_TV[at, true]), abs=1e-6)
-            if choice.temperature > 0.1 and (choice.top_k or choice.top_p < 1 or choice.min_p):
-                assert kept == int((p_TV[at] > 0).sum())
 
 
 def chi_square(counts_V: Tensor, expected_V: Tensor) -> tuple[float, int]:

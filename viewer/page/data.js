@@ -66,6 +66,9 @@ function svg(tag, attributes, ...children) {
   return node;
 }
 
+const picture = (name, width, height, ...children) =>
+  svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": name }, ...children);
+
 // Its key lets it keep the focus when the page is drawn again
 const button = (key, name, onclick, more) => el("button", { data: { key }, tabIndex: 0, onclick, ...more }, name);
 const p = (...children) => el("p", {}, ...children);

@@ -122,7 +122,7 @@ function drawLines(width, height) {
     text.onclick = () => choose(Math.min(n, queries.length - 1));
     return text;
   });
-  return svg("svg", { viewBox: `0 0 ${width} ${step * most}`, role: "img", "aria-label": "lines" },
+  return picture("lines", width, step * most,
     ...lines, ...names(queries, from - 8, "end", self ? both : (i) => ({ i, j: -1 })),
     ...names(keys, to + 8, "start", self ? both : (j) => ({ i: -1, j })));
 }
@@ -134,7 +134,7 @@ function chart(curves, { level = null, now, top = null }) {
   const x = (value) => left + ((W - left - 6) * value) / last, y = (value) => 6 + (H - 24) * (1 - value / most);
   const path = (kind, all) => svg("path", { class: kind, d: all.map(([px, py], n) => `${n ? "L" : "M"}${x(px)} ${y(py)}`).join("") });
   const text = (x, y, words) => svg("text", { x, y, "text-anchor": "end" }, words);
-  return svg("svg", { viewBox: `0 0 ${W} ${H}`, role: "img", "aria-label": "curves" },
+  return picture("curves", W, H,
     svg("rect", { x: left, y: 6, width: W - left - 6, height: H - 24 }),
     text(left - 4, 14, show(most, 2)), text(W - 6, H - 4, `step ${last}`),
     ...curves.map(([kind, all]) => path(kind, all)),

@@ -13,12 +13,11 @@ function distribution(logits) {
   return normal(chances.map((c) => (c >= minP * chances[0] ? c : 0)));
 }
 
-// A number from [0, 1) for the n-th token with a seed (mulberry32). It is not the one that PyTorch draws
+// A number from [0, 1) for the n-th token with a seed, mixed as in Wellons' lowbias32; not the one that PyTorch draws
 function randomNumber(seed, n) {
-  let bits = (Math.imul(seed, 0x9e3779b1) + Math.imul(n + 1, 0x6d2b79f5)) | 0;
-  bits = Math.imul(bits ^ (bits >>> 15), bits | 1);
-  bits ^= bits + Math.imul(bits ^ (bits >>> 7), bits | 61);
-  return ((bits ^ (bits >>> 14)) >>> 0) / 2 ** 32;
+  let bits = seed * 0x9e3779b1 + n;
+  for (const factor of [0x7feb352d, 0x846ca68b]) bits = Math.imul(bits ^ (bits >>> 16), factor);
+  return ((bits ^ (bits >>> 16)) >>> 0) / 2 ** 32;
 }
 
 // Append one token. A text that fills the context goes on from its latest half, which is read again
