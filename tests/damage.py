@@ -111,13 +111,19 @@ def survive(numbers: Iterable[int], paths: Iterable[Path], read: Callable[[], An
         path, data = originals[number % len(originals)]
         damage(path, data, random.Random(number))
         try:
-            with bounded():
-                said = refusal(read)
-        except Exception as error:
-            raise AssertionError(f"case {number}, {path.name}: {error!r}") from error
+            check_read(read, f"case {number}, {path.name}")
         finally:
             path.write_bytes(data)
-        assert said is None or said, f"case {number}: {path.name} was refused without a word"
+
+
+def check_read(read: Callable[[], Any], case: str) -> None:
+    """Assert that `read` returns, or refuses in words, within bounds of time and memory."""
+    try:
+        with bounded():
+            said = refusal(read)
+    except Exception as error:
+        raise AssertionError(f"{case}: {error!r}") from error
+    assert said is None or said, f"{case}: it was refused without a word"
 
 
 def refusal(read: Callable[[], Any]) -> str | None:

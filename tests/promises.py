@@ -33,9 +33,13 @@ class Cases:
 
     def __call__(self, short: int, full: int) -> Iterator[int]:
         """Yield the numbers of the cases. A control ends at the first one that notices it."""
-        for number in range(full if self.is_full or self.is_control else short):
+        for number in range(self.most(short, full)):
             yield number
             self.count += 1
+
+    def most(self, short: int, full: int) -> int:
+        """Return the number of cases, for a test that counts them itself."""
+        return full if self.is_full or self.is_control else short
 
     def until_none_is_left(self) -> Iterator[int]:
         """Yield 1, 2, 3, … for a test that breaks out of the loop when nothing is left to try."""
