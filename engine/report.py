@@ -79,10 +79,8 @@ def announce(
     parts = count_parameters(model)
     print("parameters:", ", ".join(f"{number:,} {part}" for part, number in parts.items()))
     print(f"run: {steps:,} steps of {per_step:,} tokens, {steps * per_step / n_tokens:.2f} epochs")
-    together = f", {config['parallel']}" if world.size > 1 else ""
-    print(
-        f"device: {world.size} x {world.device_name}, {config['precision']}{together}", flush=True
-    )
+    shared = f", {config['parallel']}" if world.size > 1 else ""
+    print(f"device: {world.size} x {world.device_name}, {config['precision']}{shared}", flush=True)
     if world.size == 1 and config["parallel"] in ("fsdp", "hsdp"):
         print(f"parallel={config['parallel']}: this one process holds the whole model")
     if config["resume"] and first_step == 0:

@@ -24,6 +24,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import convert
@@ -292,6 +293,50 @@ def test_a_run_goes_on_without_its_dataset_and_resumes_with_that_one_only(
         put(folder, before)
         assert ran("train", *flags, "--resume") == (0, "")
         assert outcome(out_dir) == outcome(undisturbed)
+
+
+def write_over(path: Path) -> None:
+    """Put other tokens into a file, which keeps its size."""
+    tokens = np.fromfile(path, "<u2")
+    with open(path, "r+b") as file:
+        tokens[::-1].tofile(file)
+
+
+@pytest.mark.promise(
+    controls=[broken("not_compared", data.format.TokenFiles, "check_unchanged", lambda _: None)]
+)
+def test_a_run_whose_tokens_are_written_over_ends_before_it_saves_and_goes_on_with_the_old_ones(
+    cases: Cases, tiny: Path, undisturbed: Path, tmp_path: Path
+):
+    for number in cases(2, 20):
+        folder, out_dir = tmp_path / f"{number}/char", tmp_path / f"{number}/run"
+        shutil.copytree(tiny.parent / "char", folder)
+        before = contents(folder)
+        path = folder / f"{data.format.SPLITS[number % 2]}.bin"
+        flags = [str(tiny), f"--out_dir={out_dir}", f"--data.path={folder}"]
+        step = random.Random(number).randrange(4, 7)  # between the checkpoints of 4 and 8
+        with harmed_at(step, partial(write_over, path)):
+            code, error = ran("train", *flags)
+        assert (code, f"{path} was changed while a run read it" in error) == (2, True)
+        assert checkpoint.load(out_dir, "last")["step"] == 4
+        put(folder, before)
+        code, error = ran("train", *flags, "--resume")
+        if code == 2:  # steps of the other tokens were logged, and are compared once
+            assert "start it with --resume once more" in error
+            code, error = ran("train", *flags, "--resume")
+        assert (code, error) == (0, "")
+        assert outcome(out_dir) == outcome(undisturbed)
+
+
+def test_a_run_goes_on_if_its_tokens_are_written_again_as_they_were(
+    tiny: Path, undisturbed: Path, tmp_path: Path
+):
+    folder = tmp_path / "char"
+    shutil.copytree(tiny.parent / "char", folder)
+    flags = [str(tiny), f"--out_dir={tmp_path / 'run'}", f"--data.path={folder}"]
+    with harmed_at(5, partial(os.utime, folder / "train.bin")):
+        assert ran("train", *flags) == (0, "")
+    assert outcome(tmp_path / "run") == outcome(undisturbed)
 
 
 def train_while_its_dataset_is_emptied() -> None:
