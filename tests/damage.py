@@ -4,14 +4,17 @@ import contextlib
 import io
 import random
 import re
-import resource
 import signal
+import sys
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import cli
+
+if sys.platform == "linux":
+    import resource
 
 EDGES = (0, -1, 2**31 - 1, 2**63 - 1)  # of integers, where sizes and offsets go wrong
 VALUES = ["0", "-1", "1.5", "1e999", "NaN", "true", "null", '"x"', "[]", "{}", "9" * 5000]

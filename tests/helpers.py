@@ -29,6 +29,10 @@ from engine.parallel import StopRequest, World
 REPOSITORY = Path(__file__).parents[1]
 PROCESS_SECONDS = 100  # longer than any process of these tests takes, on a busy machine too
 
+on_linux = pytest.mark.skipif(
+    sys.platform != "linux", reason="needs Linux's limits of memory, /proc, /dev/full or strace"
+)
+
 # Everything that makes resuming hard: dropout, two optimizers, uneven micro-batches, three epochs
 TINY = """
 max_steps = 12

@@ -35,13 +35,14 @@ from data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
 from engine import checkpoint, metrics, report, shares
 from engine.guards import Repeated
 from exchange import card, foreign, hub_folder, names
-from helpers import plain, words
+from helpers import on_linux, plain, words
 from model import GPT, ModelConfig
 from promises import Cases
 from sampling import prompts
 from sampling.load import load_model
 from structures import FEW_LETTERS, TEXT, drawn, survive_edits
 
+pytestmark = on_linux
 FORMS = {"gpt2": {}, "modern": {"architecture": "modern", "tie_embeddings": False}}
 
 

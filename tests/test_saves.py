@@ -26,7 +26,7 @@ from data.prepare import PrepareConfig, prepare
 from engine import checkpoint, resume, saver
 from engine.parallel import World
 from faults import FAULTS, Disk, Killed, broken_disk, put, recorded
-from helpers import contents, outcome, run_here, train_here, words
+from helpers import contents, on_linux, outcome, run_here, train_here, words
 from promises import Cases
 
 Content = Any
@@ -256,6 +256,7 @@ def folder_not_synced() -> Iterator[None]:
         yield
 
 
+@on_linux
 @pytest.mark.promise(controls=[files_not_synced, folder_not_synced])
 @pytest.mark.parametrize("save", [save, save_shared])
 def test_whenever_the_power_fails_there_is_a_last_checkpoint_that_loads(

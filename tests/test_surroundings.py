@@ -10,7 +10,6 @@ import io
 import json
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -42,6 +41,7 @@ from helpers import (
     REPOSITORY,
     contents,
     finish,
+    on_linux,
     outcome,
     run_here,
     signal_handlers_kept,
@@ -56,6 +56,10 @@ from test_train import signalled, stopped_here
 from test_wandb_run import FakeWandb
 from viewer import page
 
+if sys.platform == "linux":
+    import resource
+
+pytestmark = on_linux
 SCRIPTS = {script.__name__: script for script in (convert, data.prepare, sample, train, visualize)}
 SMALL = {"n_layer = 2": "n_layer = 1", "n_head = 2": "n_head = 1", "n_embd = 16": "n_embd = 4"}
 
@@ -83,12 +87,6 @@ def begun(tiny: Path) -> Path:
     with signalled("update", 5, signal.SIGTERM):
         stopped_here(tiny, tiny.parent / "begun/run", "--samples=1")
     return tiny.parent / "begun/run"
-
-
-@pytest.fixture(autouse=True)
-def locks_end_with_their_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Release the locks of runs that failed, which elsewhere ends their process."""
-    monkeypatch.setattr(files.Lock, "__del__", files.Lock.close, raising=False)
 
 
 def ran(script: str, *flags: object) -> tuple[int, str]:
@@ -196,7 +194,8 @@ def test_a_file_that_finds_no_room_fails_in_a_sentence_and_leaves_the_old_one(
         job = list(JOBS)[number % len(JOBS)]
         sizes = sorted(map(len, jobs.before_and_after(job)[1].values()), reverse=True)
         size = sizes[number // len(JOBS) % len(sizes)]
-        jobs.check(job, tmp_path / "disk", limited(int(size * random.uniform(0.5, 1))))
+        part = random.Random(number).uniform(0.5, 1)
+        jobs.check(job, tmp_path / "disk", limited(int(size * part)))
 
 
 @pytest.fixture
@@ -233,7 +232,8 @@ def test_a_disk_that_is_really_full_or_read_only_is_named_and_keeps_what_it_held
         job = list(JOBS)[number % len(JOBS)]
         size = sum(map(len, jobs.before_and_after(job)[1].values()))
         is_full = number // len(JOBS) % 3 < 2
-        trouble = filled(disk, int(size * random.uniform(0, 0.9))) if is_full else read_only(disk)
+        free = int(size * random.Random(number).uniform(0, 0.9))
+        trouble = filled(disk, free) if is_full else read_only(disk)
         jobs.check(job, disk, trouble)
 
 
@@ -284,7 +284,7 @@ def test_a_run_goes_on_without_its_dataset_and_resumes_with_that_one_only(
         shutil.copytree(tiny.parent / "char", folder)
         before, harm = contents(folder), list(HARMS.values())[number % len(HARMS)]
         flags = [str(tiny), f"--out_dir={out_dir}", f"--data.path={folder}"]
-        step = random.randrange(4, 7)  # between the evaluations after 4 and 8
+        step = random.Random(number).randrange(4, 7)  # between the evaluations after 4 and 8
         with harmed_at(step, partial(harm, folder)), signalled("update", 8, signal.SIGTERM):
             assert ran("train", *flags)[0] == 143
         code, error = ran("train", *flags, "--resume")
@@ -520,7 +520,9 @@ def weights_alone(state: dict[str, Any], model: Any, optimizers: Any) -> None:
     resume.load_weights(model, state["model"])
 
 
-def terminated(seconds: float | None, config: Path, out_dir: Path, seed: int) -> int | None:
+def terminated(
+    seconds: float | None, config: Path, out_dir: Path, n_signals: int, rng: random.Random
+) -> int | None:
     """Train in a process, end it by one SIGTERM or two, and return its exit code."""
     resume = ["--resume"] if (out_dir / "config.toml").exists() else []
     output = out_dir.with_suffix(".log")
@@ -529,9 +531,9 @@ def terminated(seconds: float | None, config: Path, out_dir: Path, seed: int) ->
         wait_for_lines(out_dir / "metrics.jsonl", 5)  # it has a checkpoint
     else:
         time.sleep(seconds)
-    for _ in range(1 + seed % 2):
+    for _ in range(n_signals):
         process.terminate()
-        time.sleep(random.uniform(0, 0.05))
+        time.sleep(rng.uniform(0, 0.05))
     code = finish(process, 10)
     assert "Traceback" not in output.read_text() if output.exists() else True
     return code
@@ -542,10 +544,10 @@ def test_a_run_ended_by_sigterms_at_random_moments_goes_on_to_the_undisturbed_en
     cases: Cases, tiny: Path, undisturbed: Path, tmp_path: Path
 ):
     for number in cases(3, 40):
-        out_dir = tmp_path / f"run{number}"
+        out_dir, rng = tmp_path / f"run{number}", random.Random(number)
         for n in range(1 + number % 2):  # every other one is ended while it resumes, too
-            seconds = None if number + n == 0 else random.uniform(0, 1.2)
-            code = terminated(seconds, tiny, out_dir, number // 2)
+            seconds = None if number + n == 0 else rng.uniform(0, 1.2)
+            code = terminated(seconds, tiny, out_dir, 1 + number // 2 % 2, rng)
             assert code in (0, 128 + signal.SIGTERM, -signal.SIGTERM)
         resume = ["--resume"] if (out_dir / "config.toml").exists() else []
         assert ran("train", tiny, f"--out_dir={out_dir}", *resume) == (0, "")
@@ -624,9 +626,10 @@ def living(names: list[str], run: str, text: str) -> dict[str, Any]:
 )
 def test_no_text_of_a_token_or_a_run_changes_the_page_or_what_it_shows(cases: Cases):
     harmless = structure({"tokens": ["a"], "run": "a"})
-    for _ in cases(40, 2000):
-        text = "".join(random.choices(HOSTILE, k=random.randint(1, 12)))
-        raw = text.encode(errors="surrogatepass") + random.randbytes(random.randint(0, 4))
+    for number in cases(40, 2000):
+        rng = random.Random(number)
+        text = "".join(rng.choices(HOSTILE, k=rng.randint(1, 12)))
+        raw = text.encode(errors="surrogatepass") + rng.randbytes(rng.randint(0, 4))
         names = [data.shown.shown(raw), data.shown.shown(raw[::-1])]
         scene = {"tokens": names, "run": text}
         found = structure(scene, living(names, text, text))
