@@ -74,9 +74,9 @@ function offSide() {
 function trainingSide() {
   const { scene, frame, panel, score } = state, chosen = frame.panels.indexOf(panel), now = frame.step;
   const curve = (kind, value) => [kind, scene.frames.map((f) => [f.step, value(f)]).filter(([, y]) => y !== null)];
-  const losses = [["all", scene.evaluations ?? []], curve("seen", (f) => f.copyLoss ?? null), curve("accent", (f) => (isKnown(f, "losses") ? loss(f) : null))];
+  const curves = [["all", scene.evaluations ?? []], curve("seen", (f) => f.copyLoss ?? null), curve("accent", (f) => (isKnown(f, "losses") ? loss(f) : null))];
   fill(scene.frames.filter((f) => !isKnown(f, "losses")), losses);
-  const parts = [heading("Loss, nats per token"), chart(losses, { now }), note(swatch("accent", "this text"),
+  const parts = [heading("Loss, nats per token"), chart(curves, { now }), note(swatch("accent", "this text"),
     ...(panel.scores ? [swatch("seen", "copy of random tokens"), swatch("soft", "validation")] : []))];
   if (!panel.scores) return parts;
   const pick = el("select", { ariaLabel: "score", data: { key: "score" }, tabIndex: 0, onchange: () => update({ score: pick.value }) },
