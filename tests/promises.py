@@ -12,6 +12,7 @@ itself a failure; all controls are slow tests. At the end a table says of each p
 was tried.
 """
 
+import contextlib
 import functools
 import itertools
 from collections.abc import Callable, Generator, Iterator
@@ -21,6 +22,19 @@ from typing import Any
 import pytest
 
 Control = Callable[[], AbstractContextManager[object]]
+
+
+def broken(name: str, owner: Any, attribute: str, value: Any) -> Control:
+    """Return a control of this name, which puts `value` in the place of a part of the program."""
+
+    @contextlib.contextmanager
+    def control() -> Iterator[None]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(owner, attribute, value)
+            yield
+
+    control.__name__ = name
+    return control
 
 
 class Cases:

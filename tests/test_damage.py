@@ -21,8 +21,8 @@ import torch.distributed as dist
 from hypothesis import strategies as st
 
 import cli
-import data.format
 import data.loader
+import data.tokenizer
 import files
 import model as model_module
 import sample
@@ -37,7 +37,7 @@ from engine.guards import Repeated
 from exchange import card, foreign, hub_folder, names
 from helpers import on_linux, plain, words
 from model import GPT, ModelConfig
-from promises import Cases
+from promises import Cases, broken
 from sampling import prompts
 from sampling.load import load_model
 from structures import FEW_LETTERS, TEXT, drawn, survive_edits
@@ -173,18 +173,8 @@ class Same(str):
         return False
 
 
-@contextlib.contextmanager
-def sha256_not_compared() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files, "sha256", lambda _: Same())
-        yield
-
-
-@contextlib.contextmanager
-def meta_not_compared() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("data.loader.sha256_of", lambda _: Same())
-        yield
+sha256_not_compared = broken("sha256_not_compared", files, "sha256", lambda _: Same())
+meta_not_compared = broken("meta_not_compared", data.loader, "sha256_of", lambda _: Same())
 
 
 @contextlib.contextmanager
@@ -291,7 +281,7 @@ def test_damaged_tokens_are_refused(cases: Cases, datasets: dict[str, Path]):
     survive_as_dataset(cases(40, 10_000), datasets["char"], "train.bin", "val.bin")
 
 
-@pytest.mark.promise(controls=[functools.partial(raising_another_error, data.format)])
+@pytest.mark.promise(controls=[functools.partial(raising_another_error, data.loader)])
 def test_damaged_ranks_of_a_tokenizer_are_refused(cases: Cases, datasets: dict[str, Path]):
     survive_as_dataset(cases(60, 10_000), datasets["bpe"], "tokenizer.tiktoken")
 
@@ -438,14 +428,10 @@ def test_a_file_edited_in_its_own_form_is_refused_or_leads_to_what_it_should(
     survive_edits(cases, 20, 2_000, *edited_files(kind, tmp_path, datasets, tokenizers))
 
 
-@contextlib.contextmanager
-def halves_of_characters_kept() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("data.tokenizer.well_formed", lambda text: text)
-        yield
+halves_kept = broken("halves_kept", data.tokenizer, "well_formed", lambda text: text)
 
 
-@pytest.mark.promise(controls=[halves_of_characters_kept])
+@pytest.mark.promise(controls=[halves_kept])
 def test_any_text_comes_back_from_the_command_line_and_from_a_tokenizer_that_has_its_letters(
     cases: Cases, tokenizers: dict[str, Tokenizer]
 ):

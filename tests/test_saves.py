@@ -26,8 +26,8 @@ from data.prepare import PrepareConfig, prepare
 from engine import checkpoint, resume, saver
 from engine.parallel import World
 from faults import FAULTS, Disk, Killed, broken_disk, put, recorded
-from helpers import contents, on_linux, outcome, run_here, train_here, words
-from promises import Cases
+from helpers import contents, on_linux, outcome, run_here, train_here, weights_alone, words
+from promises import Cases, broken
 
 Content = Any
 
@@ -209,14 +209,7 @@ def test_whichever_call_fails_or_kills_what_is_written_is_as_before_or_as_after(
             assert writing.content(folder) == new, disk.calls
 
 
-@contextlib.contextmanager
-def optimizer_not_restored() -> Iterator[None]:
-    def weights_alone(state: dict[str, Any], model: Any, _: object) -> None:
-        resume.load_weights(model, state["model"])
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(resume, "unpack", weights_alone)
-        yield
+optimizer_not_restored = broken("optimizer_not_restored", resume, "unpack", weights_alone)
 
 
 @pytest.mark.slow
@@ -242,18 +235,8 @@ def test_whichever_call_of_a_run_fails_or_kills_it_goes_on_to_the_end_of_an_undi
 # --- Power that fails -----------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def files_not_synced() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files, "sync", lambda file: file.flush())
-        yield
-
-
-@contextlib.contextmanager
-def folder_not_synced() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files, "sync_folder", lambda _: None)
-        yield
+files_not_synced = broken("files_not_synced", files, "sync", lambda file: file.flush())
+folder_not_synced = broken("folder_not_synced", files, "sync_folder", lambda _: None)
 
 
 @on_linux

@@ -48,10 +48,11 @@ from helpers import (
     start,
     train_here,
     wait_for_lines,
+    weights_alone,
     write_dataset,
     write_tiny,
 )
-from promises import Cases, Control
+from promises import Cases, broken
 from test_train import signalled, stopped_here
 from test_wandb_run import FakeWandb
 from viewer import page
@@ -95,19 +96,6 @@ def ran(script: str, *flags: object) -> tuple[int, str]:
     with signal_handlers_kept(), contextlib.redirect_stderr(error):
         code = run_here(SCRIPTS[script].main, script, *flags)
     return code, error.getvalue().splitlines()[-1] if code == 2 else ""
-
-
-def broken(name: str, owner: Any, attribute: str, value: Any) -> Control:
-    """Return a control of this name, which puts `value` in the place of a part of the program."""
-
-    @contextlib.contextmanager
-    def control() -> Iterator[None]:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(owner, attribute, value)
-            yield
-
-    control.__name__ = name
-    return control
 
 
 # --- The disk -------------------------------------------------------------------------------------
@@ -513,11 +501,6 @@ def test_a_script_in_a_shell_without_output_ends_without_a_traceback(
 
 
 # --- SIGTERM --------------------------------------------------------------------------------------
-
-
-def weights_alone(state: dict[str, Any], model: Any, optimizers: Any) -> None:
-    """A control's `unpack`, which forgets the state of the optimizers."""
-    resume.load_weights(model, state["model"])
 
 
 def terminated(
