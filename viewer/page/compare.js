@@ -46,8 +46,8 @@ function compareSide() {
     placeholder: "Type it with another word", data: { key: "other" }, tabIndex: 0 });
   box.oninput = () => {
     const ids = encoded(box.value);
-    if (!ids) return;
-    Object.assign(scene, { other: ids.slice(-scene.model.capacity), otherText: box.value, version: scene.version + 1 });
+    if (!ids && box.value) return;
+    Object.assign(scene, { other: ids?.slice(-scene.model.capacity), otherText: box.value, version: scene.version + 1 });
     update({});
   };
   const start = [p("The text above, beside another:"), box];

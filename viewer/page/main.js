@@ -39,7 +39,7 @@ const turnTo = (frame) => update({ frame, panel: frame.panels[state.frame.panels
 
 function openScene(scene) {
   const frame = scene.frames.at(-1), max = scene.frames.length - 1;
-  Object.assign(state, { scene, frame, panel: frame.panels[0], writing: false });
+  Object.assign(state, { scene, frame, panel: frame.panels[0], writing: null });
   const film = el("input", { type: "range", min: 0, max, value: max, ariaLabel: "checkpoint",
     oninput: () => turnTo(scene.frames[film.value]) });
   $("film").replaceChildren(...(max ? [el("label", {}, el("span", { id: "step" }), film)] : []));

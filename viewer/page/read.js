@@ -97,8 +97,8 @@ const HITS = {
   previous: (i, j) => j === i - 1,
   current: (i, j) => j === i && i > 0,
   first: (i, j) => j === 0 && i > 0,
-  induction: (i, j, ids) => j > 0 && j < i && ids[j - 1] === ids[i],
   duplicate: (i, j, ids) => j < i && ids[j] === ids[i],
+  induction: (i, j, ids) => j > 0 && j < i && ids[j - 1] === ids[i],
 };
 const OTHER_SCORES = {
   column: (rows) => Math.max(...range(Math.ceil(rows.length / 2)).map((j) => (j ? mean(rows.slice(j + 1).map((row) => row[j])) : 0))),

@@ -52,8 +52,9 @@ function writeOne() {
 
 // Half of the time goes to the model and half to the views, so that a fast model does not wait for them
 async function write() {
-  if ((state.writing = !state.writing)) state.side = "next";
-  for (let shown = 0; state.writing; ) {
+  const mine = (state.writing = state.writing ? null : {}); // a loop that was stopped must not go on with the next
+  if (mine) state.side = "next";
+  for (let shown = 0; mine && state.writing === mine; ) {
     const begun = performance.now();
     do writeToken(); while (performance.now() - begun < shown);
     const written = performance.now();
