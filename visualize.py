@@ -51,9 +51,9 @@ class VisualizeConfig:
     """Which model and text to show, and where."""
 
     out_dir: Path = Path("out/quickstart")
-    """Folder of the run; all checkpoints that it kept are shown."""
+    """Folder of the run; of the checkpoints that it kept as many are shown as a page can hold."""
     text: str = ""
-    """Text for the model to read."""
+    """Text for the model to read at first; if it is empty, one that the model writes."""
     text_file: Path | None = None
     """File with the text for the model to read, instead of text."""
     html: Path | None = None
@@ -132,17 +132,17 @@ class Run:
         tokenizer = tokenizer_spec(self.newest.tokenizer.state())
         obstacle = obstacle_to(model, tokenizer)
         require(form == "auto" or not obstacle, f"weights must be auto, as {obstacle}: got {form}")
-        T = min(tokens_1T.shape[1], MOST_TOKENS)
         if tokenizer is None or obstacle:
             checkpoints, notices = self.checkpoints(MOST_FRAMES)
-            notices += [*cuts(config, T), f"The page shows this one text only, as {obstacle}."]
-            scene = model_scene(checkpoints, tokens_1T[:, :T], self.name, notices)
+            notices += cuts(config, tokens_1T.shape[1])
+            notices += [f"The page shows this one text only, as {obstacle}."]
+            scene = model_scene(checkpoints, tokens_1T[:, :MOST_TOKENS], self.name, notices)
         else:
             if form == "auto":
                 form = "f16" if count_parameters(model)["total"] <= MOST_IN_F16 else "int8"
             checkpoints, notices = self.checkpoints(most_copies(model, form))
             start = (tokens_1T[0].tolist(), self.newest.tokenizer.decode(tokens_1T[0].tolist()))
-            notices += cuts(config, T)
+            notices += cuts(config)
             scene = living_scene(checkpoints, *start, self.name, notices, tokenizer, form)
         log = self.out_dir / "metrics.jsonl"
         lines = metrics.read(log) if log.exists() else []

@@ -26,7 +26,7 @@ class Checkpoint:
     measured: Measured
 
 
-def cuts(config: ModelConfig, n_tokens: int) -> list[str]:
+def cuts(config: ModelConfig, n_tokens: int = 0) -> list[str]:
     """Return a sentence for each part of the model or the text that is not shown whole."""
     limits = (
         (n_tokens, MOST_TOKENS, "tokens"),

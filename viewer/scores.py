@@ -86,7 +86,7 @@ def on(weights_TT: Tensor, mask_TT: Tensor) -> Tensor:
 
 ALL = (previous, current, first, column, induction, duplicate, entropy, distance)
 SCORES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {score.__name__: score for score in ALL}
-# Tokens alone do not tell a word's role, so its score is nan where viewer/roles.py is not asked
+# Tokens alone do not tell a word's role, so its score is nan where data/roles.py is not asked
 SCORES |= dict.fromkeys(ROLES, lambda weights_TT, _: weights_TT.sum((-2, -1)) * math.nan)
 NAMES = {  # on the page, with what a reader may want to know of each
     "previous": ("previous token", "weight on the token before"),

@@ -42,12 +42,12 @@ function sameWord(at) {
 }
 
 function compareSide() {
-  const { scene, frame, row: at } = state, box = el("textarea", { value: scene.otherText ?? "", ariaLabel: "the other text",
-    placeholder: "Type it with another word", data: { key: "other" }, tabIndex: 0 });
+  const { scene, frame, row: at } = state, box = (scene.box ??= el("textarea", { ariaLabel: "the other text",
+    placeholder: "Type it with another word", data: { key: "other" }, tabIndex: 0 }));
   box.oninput = () => {
     const ids = encoded(box.value);
     if (!ids && box.value) return;
-    Object.assign(scene, { other: ids?.slice(-scene.model.capacity), otherText: box.value, version: scene.version + 1 });
+    Object.assign(scene, { other: ids?.slice(-scene.model.capacity), version: scene.version + 1 });
     update({});
   };
   const start = [p("The text above, beside another:"), box];
@@ -55,7 +55,6 @@ function compareSide() {
   const panels = [...frame.panels].sort((a, b) => moved(b) - moved(a)), most = moved(panels[0]) || 1;
   return [
     ...start,
-    note("The map shows its weights less those of the text above: ", swatch("seen", "more there"), swatch("accent", "more here")),
     heading("Heads that change most"),
     table(["head", "", "weight that moved"], panels.slice(0, 6).map((panel) => [link({ ...panel, layer: panel.row }), meter(moved(panel), most), show(moved(panel), 3)])),
     ...wordSide(at, sameWord(at)),

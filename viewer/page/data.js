@@ -8,7 +8,8 @@ const state = {
   row: 0, column: 0, // the query and key in view
   hover: null, // {i, j} under the pointer
   view: "map", side: "numbers",
-  temperature: 1, topK: 0, topP: 1, minP: 0, seed: 1, score: "previous",
+  temperature: 1, topK: 0, topP: 1, minP: 0, seed: 1, writing: null, // an object of its own for each time of writing
+  score: "previous", token: null, // in view of training and of Follow
 };
 
 function prepare(scene) {
@@ -71,6 +72,13 @@ const picture = (name, width, height, ...children) =>
 
 // Its key lets it keep the focus when the page is drawn again
 const button = (key, name, onclick, more) => el("button", { data: { key }, tabIndex: 0, onclick, ...more }, name);
+// A list to choose state[key] from
+function select(key, chosen, options) {
+  const pick = el("select", { ariaLabel: key, data: { key }, tabIndex: 0, onchange: () => update({ [key]: pick.value }) },
+    ...options.map(([value, name]) => el("option", { value, selected: value === chosen }, name)));
+  return pick;
+}
+
 const p = (...children) => el("p", {}, ...children);
 const b = (text, name = "") => el("b", { data: { name } }, text);
 const note = (...children) => el("p", { className: "soft" }, ...children);
@@ -81,14 +89,15 @@ const swatch = (name, text) => el("span", {},
 const range = (n) => [...Array(n).keys()];
 const sum = (numbers) => numbers.reduce((a, b) => a + b, 0);
 const dot = (a, b) => a.reduce((total, value, n) => total + value * b[n], 0);
-const mean = (numbers) => sum(numbers) / Math.max(1, numbers.length);
+const mean = (numbers) => sum(numbers) / numbers.length; // NaN of none
 const quoted = (token) => `“${token}”`;
 
 // 0.25 -> "0.2500", 1e-6 -> "1.00e−6"; with `digits` = 2, 0.25 -> "0.25"
 function show(number, digits) {
   if (number === null || Number.isNaN(number)) return "–";
   const size = Math.abs(number), far = !digits && size && (size >= 1e5 || size < 5e-5);
-  return (far ? number.toExponential(2) : number.toFixed(digits ?? 4)).replaceAll("-", "−");
+  const text = far ? number.toExponential(2) : number.toFixed(digits ?? 4);
+  return (Number(text) ? text : text.replace("-", "")).replaceAll("-", "−");
 }
 
 const signed = (number, digits = 3) => (number > 0 ? "+" : "") + show(number, digits);

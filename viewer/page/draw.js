@@ -135,7 +135,6 @@ function chart(curves, { level = null, now, top = null }) {
   const path = (kind, all) => svg("path", { class: kind, d: all.map(([px, py], n) => `${n ? "L" : "M"}${x(px)} ${y(py)}`).join("") });
   const text = (x, y, words) => svg("text", { x, y, "text-anchor": "end" }, words);
   return picture("curves", W, H,
-    svg("rect", { x: left, y: 6, width: W - left - 6, height: H - 24 }),
     text(left - 4, 14, show(most, 2)), text(W - 6, H - 4, `step ${last}`),
     ...curves.map(([kind, all]) => path(kind, all)),
     path("dashed", level === null ? [] : [[0, level], [last, level]]), path("now", [[now, 0], [now, most]]));

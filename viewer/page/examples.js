@@ -32,10 +32,9 @@ function examplesScene() {
   const axes = [{ queries: names, keys: names, causal: true, scale: Math.sqrt(2) },
     ...[[false, 1], [true, 1], [true, Math.sqrt(3)]].map(([causal, scale]) => ({ queries: words, keys: words, causal, scale }))];
   const projected = (text) => LINEAR.map(([W, b]) => text.map((x) => W.map((w, n) => dot(w, x) + b[n])));
-  const titles = ["as often printed: no scale, no mask", "with the mask", "with mask and 1/√d, as in a GPT"];
+  const titles = ["as printed: no scale, no mask", "with the mask", "with mask and 1/√d, as in a GPT"];
   const panels = [...TEXTS.map((text, n) => example(0, `text ${n}`, 0, axes[0], projected(text))),
     ...titles.map((title, n) => example(1, title, n + 1, axes[n + 1], [WORDS_SAT, WORDS_SAT, WORDS_SAT]))];
   return { name: "Worked examples", rows: ["4 tokens, 2 channels", "The cat sat"], axes, notices: [], frames: [{ step: 0, panels }],
-    about: "Small enough to check by hand: two texts of four tokens, and three words that are their own queries, keys and "
-      + "values. The weights of “sat” are often printed as 0.26, 0.39, 0.35; they are 0.29, 0.38, 0.34." };
+    about: "Small enough to check by hand. The weights of “sat” are often printed as 0.26, 0.39, 0.35; they are 0.29, 0.38, 0.34." };
 }

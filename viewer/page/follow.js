@@ -25,13 +25,13 @@ function parts({ gpt }, record, at) {
 // What each part adds to a token's logit. The last norm divides all by one number, which is held fixed
 function pushes(frame, at, id) {
   const { gpt } = frame, record = recordOf(state.scene, frame, state.scene.ids), { n_embd: C, n_layer } = gpt.config;
-  const weight = gpt.weights["ln_f.weight"], bias = gpt.weights["ln_f.bias"], isLayerNorm = Boolean(bias);
-  const row = gpt.weights["lm_head.weight"].subarray(id * C, (id + 1) * C), top = record.rows(record.streams[2 * n_layer], at, 1);
-  const centred = (x) => (isLayerNorm ? x.map((value) => value - mean([...x])) : x);
-  const middle = [...centred(top)], size = Math.sqrt(mean(middle.map((v) => v * v)) + (isLayerNorm ? 1e-5 : 1e-6));
-  const direction = row.map((value, c) => (value * weight[c]) / size);
+  const scale = gpt.weights["ln_f.weight"], bias = gpt.weights["ln_f.bias"];
+  const score_C = gpt.weights["lm_head.weight"].subarray(id * C, (id + 1) * C), top = record.rows(record.streams[2 * n_layer], at, 1);
+  const centred = (x) => (bias ? x.map((value) => value - mean([...x])) : x);
+  const middle = [...centred(top)], size = Math.sqrt(mean(middle.map((v) => v * v)) + gpt.eps);
+  const direction = score_C.map((value, c) => (value * scale[c]) / size);
   const found = parts(frame, record, at).map((part) => ({ ...part, push: dot(centred(part.adds), direction) }));
-  return bias ? [...found, { name: "bias of the last norm", layer: n_layer, push: dot(bias, row) }] : found;
+  return bias ? [...found, { name: "bias of the last norm", layer: n_layer, push: dot(bias, score_C) }] : found;
 }
 
 // The model's guess if it ended at a point of the stream (nostalgebraist, 2020, the logit lens)
@@ -42,26 +42,26 @@ function guess({ gpt }, x_C) {
 }
 
 const signedMeter = (value, most) => el("span", { className: "meter middle" }, el("i", { style: {
-  background: `var(--${value < 0 ? "seen" : "accent"})`, width: `${50 * Math.abs(value / most)}%`, left: `${50 - (value < 0 ? 50 * Math.abs(value / most) : 0)}%` } }));
+  background: `var(--${value < 0 ? "seen" : "accent"})`, width: `${50 * Math.abs(value / most)}%`, left: `${50 + 50 * Math.min(0, value / most)}%` } }));
 
 function followSide() {
   const { scene, frame, row: at } = state, { ids, model: { names } } = scene, found = prediction(frame, at);
   const listed = [...new Set([...(at + 1 < ids.length ? [ids[at + 1]] : []), ...found.ids.slice(0, 10)])];
-  const token = listed.includes(state.token) ? state.token : listed[0], all = pushes(frame, at, token);
-  const most = Math.max(...all.map(({ push }) => Math.abs(push))), record = frame.record;
-  const pick = el("select", { ariaLabel: "token", data: { key: "token" }, tabIndex: 0, onchange: () => update({ token: Number(pick.value) }) },
-    ...listed.map((id) => el("option", { value: id, selected: id === token }, quoted(names[id]))));
-  const steps = range(scene.model.config.n_layer + 1).reverse().map((n) => {
-    const { best, chance } = guess(frame, record.rows(record.streams[2 * n], at, 1)), here = all.filter(({ layer }) => layer === n - 1);
-    const push = sum(here.map((part) => part.push));
-    return [n ? `layer ${n - 1}` : "embedding", names[best], show(chance(best), 2), show(chance(token), 3), signedMeter(push, most), signed(push, 2)];
+  const token = listed.find((id) => id === Number(state.token)) ?? listed[0], all = pushes(frame, at, token);
+  const largest = (pushed) => Math.max(1e-9, ...pushed.map(Math.abs)), most = largest(all.map(({ push }) => push)), { record } = frame;
+  const stages = range(scene.model.config.n_layer + 1).reverse();
+  const layers = stages.map((n) => sum(all.filter(({ layer }) => layer === n - 1).map(({ push }) => push)));
+  const steps = stages.map((n, k) => {
+    const { best, chance } = guess(frame, record.rows(record.streams[2 * n], at, 1));
+    return [n ? `layer ${n - 1}` : "embedding", names[best], show(chance(best), 2), show(chance(token), 3),
+      signedMeter(layers[k], largest(layers)), signed(layers[k], 2)];
   });
   const strongest = [...all].sort((a, b) => Math.abs(b.push) - Math.abs(a.push)).slice(0, 12).map((part) =>
     [part.head === undefined ? part.name : link(part), signedMeter(part.push, most), signed(part.push, 2)]);
   return [
-    p("At ", b(quoted(names[ids[at]])), ` (${at}), what speaks for `, pick, "?"),
-    table(["after", "best guess", "p", `p of ${quoted(names[token])}`, "push", ""], steps),
-    note("Bottom to top: the guess if the model ended there (logit lens), and what the layer adds to the token's logit."),
+    p("At ", b(quoted(names[ids[at]])), ` (${at}), what speaks for `, select("token", token, listed.map((id) => [id, quoted(names[id])])), "?"),
+    table(["after", "best guess", "p", short(quoted(names[token]), 9), "push", ""], steps),
+    note("Bottom to top: the guess if the model ended there (logit lens), the token's probability, and what the layer adds to its logit."),
     heading("Strongest parts"),
     table(["part", "", "logit"], [...strongest, ["all together", "", show(sum(all.map(({ push }) => push)), 2)]], -1, strongest.length),
     note("The model's logit is ", b(show(logitsAt(record, at)[token], 2), "logit"), ". The sum is exact with the last norm's divisor "

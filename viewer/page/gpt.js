@@ -31,6 +31,7 @@ class GPT {
     const head = weights["lm_head.weight"] ?? weights["wte.weight"]; // tied (Press & Wolf, 2017)
     Object.assign(this, { config, weights: { ...weights, "lm_head.weight": head } });
     this.isModern = config.architecture === "modern";
+    this.eps = this.isModern ? 1e-6 : 1e-5;
     const R = config.head_dim / 2;
     this.turns_R = Float32Array.from({ length: R }, (_, r) => config.rope_theta ** -Math.fround(r / R));
   }
@@ -125,10 +126,10 @@ class GPT {
     for (let start = 0; start < x.length; start += C) {
       let total = 0, squares = 0;
       if (bias) for (let c = 0; c < C; c++) total += x[start + c];
-      const mean = total / C;
-      for (let c = 0; c < C; c++) squares += (x[start + c] - mean) ** 2;
-      const size = Math.sqrt(squares / C + (bias ? 1e-5 : 1e-6));
-      for (let c = 0; c < C; c++) y[start + c] = ((x[start + c] - mean) / size) * weight[c] + (bias ? bias[c] : 0);
+      const middle = total / C;
+      for (let c = 0; c < C; c++) squares += (x[start + c] - middle) ** 2;
+      const size = Math.sqrt(squares / C + this.eps);
+      for (let c = 0; c < C; c++) y[start + c] = ((x[start + c] - middle) / size) * weight[c] + (bias ? bias[c] : 0);
     }
     return y;
   }
@@ -170,6 +171,6 @@ class GPT {
   }
 }
 
-const add = (a, b, sum) => sum.forEach((_, i) => (sum[i] = a[i] + b[i]));
+const add = (a, b, to) => to.forEach((_, i) => (to[i] = a[i] + b[i]));
 const silu = (x) => x / (1 + Math.exp(-x));
 const gelu = (x) => 0.5 * x * (1 + Math.tanh(Math.sqrt(2 / Math.PI) * (x + 0.044715 * x ** 3)));

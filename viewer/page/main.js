@@ -17,8 +17,13 @@ function member(key, isChosen, go, properties) {
 
 function update(changes) {
   Object.assign(state, { hover: null }, changes);
+  redraw(render);
+}
+
+// What is drawn anew keeps the focus
+function redraw(draw) {
   const { key } = document.activeElement.dataset;
-  render();
+  draw();
   if (key) document.querySelector(`[data-key=${key}][tabindex="0"]`)?.focus();
 }
 
@@ -44,6 +49,7 @@ function openScene(scene) {
     oninput: () => turnTo(scene.frames[film.value]) });
   $("film").replaceChildren(...(max ? [el("label", {}, el("span", { id: "step" }), film)] : []));
   for (const box of [$("typed"), $("start")]) box.hidden = !scene.model;
+  $("walk").hidden = true;
   if (!scene.ids) return choose(state.panel.axis.queries.length - 1);
   if (scene.model) recordOf(scene, frame, scene.ids);
   update(worthSeeing(scene));
@@ -61,7 +67,6 @@ function render() {
   if (scene.model) recordOf(scene, frame, scene.ids);
   if (compares()) recordOf(scene, frame, scene.other, "second");
   $("run").textContent = scene.run ?? "";
-  $("notices").textContent = scene.notices.join(" ");
   tabs($("tabs"), scenes.map((s) => s.name), scenes.indexOf(scene), (n) => openScene(scenes[n]));
   renderText();
   renderGrid();
@@ -84,7 +89,7 @@ function renderText() {
     ...names.flatMap((name, n) => {
       const pick = (to) => (kind === "keys" ? update({ column: inside(to, names.length) }) : choose(inside(to, length)));
       const [on, off] = [() => hover(point(n)), () => hover(null)];
-      const properties = { className: "token", role: "button", data: { kind, n }, title: `position ${n}${ids ? `, token ${ids[n]}` : ""}`,
+      const properties = { className: "token", role: "button", data: { kind, n }, title: `position ${n}` + (ids ? `, token ${ids[n]}` : ""),
         onclick: () => pick(n), onpointerenter: on, onfocus: on, onpointerleave: off, onblur: off };
       const chosen = kind === "keys" ? state.column : state.row;
       const token = el("span", member(kind, n === chosen, (down, right) => pick(chosen + down + right), properties), name);
@@ -93,7 +98,6 @@ function renderText() {
   const strips = axis.self ? [strip("tokens", axis.queries, (n) => ({ i: n, j: n }))]
     : [strip("queries", axis.queries, (i) => ({ i, j: -1 })), strip("keys", axis.keys, (j) => ({ i: -1, j }))];
   $("text").replaceChildren(...strips);
-  if (state.writing) $("text").scrollTop = 1e9;
   shade();
 }
 
@@ -113,7 +117,8 @@ function shade() {
   const [asks, key] = [`${quoted(queries[i])} (${i})`, `${quoted(keys[j])} (${j})`];
   const change = compares() && i >= 0 && j >= 0 ? difference(panel, i, j) : null;
   $("readout").textContent = i < 0 || j < 0 ? "" : isMasked(panel, i, j) ? `${asks} cannot attend to ${key}, which comes later`
-    : `${asks} attends to ${key} with weight ${show(weight(panel, i, j))}${change === null ? "" : `, in the other text ${show(weight(panel, i, j) + change)}`}`;
+    : `${asks} attends to ${key} with weight ${show(weight(panel, i, j))}`
+      + (change === null ? "" : `, in the other text ${show(weight(panel, i, j) + change)}`);
 }
 
 const dark = matchMedia("(prefers-color-scheme: dark)");
@@ -140,11 +145,13 @@ function renderGrid() {
 
 function renderLegend() {
   const { scene, frame } = state, labels = [...new Set(frame.panels.map((other) => other.label))].filter(Boolean);
-  const tick = (w) => el("small", { style: { left: `${2 + 96 * Math.sqrt(w)}%` } }, `${w}`);
+  const tick = (w) => el("small", { style: { left: `${2 + 96 * Math.sqrt(w)}%` } }, `${w}`), { all = [], ids = [] } = scene;
   $("legend").replaceChildren(
-    el("div", { className: "scale" }, paint(256, 1, pixels), ...[0, 0.05, 0.25, 0.5, 1].map(tick)),
-    note("weight", swatch("masked", "masked"), ...labels.map((key) => ` · ${badge(key)} ${scene.scores[key][0]}`)),
-    note(scene.about));
+    ...(compares() ? [note(swatch("seen", "more in the other"), swatch("accent", "less"), swatch("masked", "masked, or only here"))]
+      : [el("div", { className: "scale" }, paint(256, 1, pixels), ...[0, 0.05, 0.25, 0.5, 1].map(tick)), note("weight", swatch("masked", "masked"))]),
+    note(labels.map((key) => `${badge(key)} ${scene.scores[key][0]}`).join(" · ")),
+    note([scene.about, ...scene.notices].join(" ")),
+    note(all.length > ids.length ? `The last ${ids.length} of ${all.length} tokens are shown.` : ""));
 }
 
 function renderBar() {
@@ -193,9 +200,12 @@ function renderSide() {
 
 // Ids of a text, or null and a notice if the tokenizer knows no such text
 function encoded(text) {
+  $("notices").textContent = "";
   try {
-    if (text.length > MOST_CHARACTERS) throw Error(`a text has at most ${MOST_CHARACTERS} characters: this one has ${text.length}`);
-    const ids = state.scene.tokenizer.encode(text);
+    if (text.length > MOST_CHARACTERS) throw Error(`a text has at most ${MOST_CHARACTERS} characters here`);
+    const { tokenizer, model: { tokenizer: { end } } } = state.scene; // what was written may hold end-of-text
+    const pieces = end === null ? [text] : text.split("<|endoftext|>");
+    const ids = pieces.flatMap((piece, n) => [...(n ? [end] : []), ...tokenizer.encode(piece)]);
     return ids.length ? ids : null;
   } catch ({ message }) {
     $("notices").textContent = message;
@@ -211,6 +221,7 @@ function switchOff(panel) {
 }
 
 $("typed").oninput = () => {
+  state.writing = null;
   const ids = encoded($("typed").value);
   if (!ids) return;
   take(state.scene, ids);
@@ -219,8 +230,8 @@ $("typed").oninput = () => {
 $("start").onclick = () => walk(0);
 addEventListener("keydown", ({ key, target, ctrlKey, metaKey, altKey }) => {
   const isFree = !ctrlKey && !metaKey && !altKey && !/TEXTAREA|SELECT/.test(target.tagName) && state.scene.model;
-  if (isFree && key === "w") write();
-  if (isFree && key === "n") writeOne();
+  if (isFree && key.toLowerCase() === "w") write();
+  if (isFree && key.toLowerCase() === "n") writeOne();
 });
 
 scenes.unshift(examplesScene());

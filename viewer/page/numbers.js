@@ -28,7 +28,7 @@ function numbersSide() {
   return [
     p("How much does the query ", b(quoted(queries[i])), ` (${i}) attend to the key `, b(quoted(keys[j])), ` (${j})?`),
     equation("weight = e^s / Σ e^s,  s = q·k / √d"),
-    heading("1 Query times key, channel by channel"),
+    heading("1 Query times key"),
     scroll(table(["channel", "q", "k", "q × k"], [...channels, ["sum", "", "", show(product)]], -1, d)),
     equation("q·k = ", named("product", product)),
     note(state.scene.turned ? "q and k are normalised and rotated." : ""),
@@ -36,14 +36,15 @@ function numbersSide() {
     equation(`s = ${show(product)} / ${scale === 1 ? 1 : `√${d}`} = `, named("score", score)),
     heading("3 Mask"),
     equation(hidden ? "The key comes after the query: s = −∞." : causal ? "The key is not later: s stays as it is." : "None."),
-    heading("4 Exponential, and its sum over all keys"),
+    heading("4 Exponential and sum"),
     equation(`e^${hidden ? "−∞" : show(score)} = `, named("exponential", e)),
     scroll(table(["key", "s", "e^s", "weight"], asked, j)),
     equation("Σ e^s = ", named("denominator", n.denominator)),
     heading("5 Weight"),
     equation(`${show(e)} / ${show(n.denominator)} = `, named("weight", w), "; in the model ", named("model", weight(panel, i, j))),
-    heading("6 Weight times value; the head's output is the sum over all keys"),
+    heading("6 Weight times value, summed over all keys"),
     scroll(table(["channel", "v", "weight × v", "sum", "in the model"], outputs)),
-    note("The page computes in float64, the model in float32: they differ by at most ", named("apart", apart), "."),
+    note("The page computes in float64, the model in float32: they differ by at most ", named("apart", apart), ".",
+      state.scene.off?.has(panel.key) ? " But this head is switched off, so that it passes on 0." : ""),
   ];
 }

@@ -45,45 +45,46 @@ async function fill(missing, compute) {
     if (state.side !== side || state.frame !== frame || state.scene.version !== version) return;
     compute(holder);
   }
-  if (missing.length) renderSide();
+  if (missing.length) redraw(renderSide);
 }
 
 function offSide() {
   const { panel, frame, scene } = state, { queries } = panel.axis, changes = costs(panel), nats = losses(frame);
-  const largest = (all) => Math.max(0.05, ...all.map(Math.abs));
+  const largest = (all) => Math.max(0.05, ...all.map(Math.abs)), isOff = scene.off?.has(panel.key);
+  const on = [...nats].map((value, n) => (isOff ? value - changes[n] : value));
   const chips = changes.map((change, n) => el("span", { className: "token", style: tint(change, largest(changes)) }, queries[n + 1]));
   const worst = range(changes.length).sort((m, n) => Math.abs(changes[n]) - Math.abs(changes[m]));
-  const means = frame.panels.map((other) => (isKnown(other, "costs") ? mean(costs(other)) : null)), before = loss(frame);
+  const means = frame.panels.map((other) => (isKnown(other, "costs") ? mean(costs(other)) : null));
   fill(frame.panels.filter((other) => !isKnown(other, "costs")), costs);
   const heads = scene.rows.map((name, layer) => el("tr", {}, el("td", {}, name), ...frame.panels.flatMap((other, n) =>
     other.row !== layer ? [] : el("td", { style: { ...tint(means[n], largest(means)), fontWeight: other === panel ? 700 : 400 } },
       show(means[n], 2)))));
   return [
-    p(`Without ${panel.name} the loss of this text goes from ${show(before)} to `, b(show(before + mean(changes)), "off"),
+    p(`Without ${panel.name} the loss of this text goes from ${show(mean(on))} to `,
+      b(show(mean(on) + mean(changes)), "off"),
       ` nats per token (${signed(mean(changes))}).`),
     note(`On the probes ${signed(panel.worth[0])}, on a copy of random tokens ${signed(panel.worth[1])}.`),
     el("div", { className: "strip" }, el("span", { className: "token soft" }, queries[0]), ...chips),
     note(swatch("seen", "harder to predict"), swatch("accent", "easier")),
     heading("Mean change without each head"),
     el("table", { className: "dense" }, ...heads),
-    scroll(table(["most changed", "with", "without", "change"], worst.map((n) =>
-      [`${n + 1} ${queries[n + 1]}`, show(nats[n], 3), show(nats[n] + changes[n], 3), signed(changes[n])]))),
+    heading("Loss of each token"),
+    scroll(table(["token", "with", "without", "change"], worst.map((n) =>
+      [`${n + 1} ${queries[n + 1]}`, show(on[n], 3), show(on[n] + changes[n], 3), signed(changes[n])]))),
   ];
 }
 
 function trainingSide() {
   const { scene, frame, panel, score } = state, chosen = frame.panels.indexOf(panel), now = frame.step;
-  const curve = (kind, value) => [kind, scene.frames.map((f) => [f.step, value(f)]).filter(([, y]) => y !== null)];
-  const curves = [["all", scene.evaluations ?? []], curve("seen", (f) => f.copyLoss ?? null), curve("accent", (f) => (isKnown(f, "losses") ? loss(f) : null))];
+  const curve = (kind, value) => [kind, scene.frames.map((f) => [f.step, value(f)]).filter(([, y]) => Number.isFinite(y))];
+  const curves = [["all", scene.evaluations ?? []], curve("seen", (f) => f.copyLoss), curve("accent", (f) => (isKnown(f, "losses") ? loss(f) : NaN))];
   fill(scene.frames.filter((f) => !isKnown(f, "losses")), losses);
   const parts = [heading("Loss, nats per token"), chart(curves, { now }), note(swatch("accent", "this text"),
     ...(panel.scores ? [swatch("seen", "copy of random tokens"), swatch("soft", "validation")] : []))];
   if (!panel.scores) return parts;
-  const pick = el("select", { ariaLabel: "score", data: { key: "score" }, tabIndex: 0, onchange: () => update({ score: pick.value }) },
-    ...Object.entries(scene.scores).map(([value, [name]]) => el("option", { value, selected: value === score }, name)));
   const of = (n, kind) => curve(kind, (f) => f.panels[n].scores[score]);
   const others = range(frame.panels.length).filter((n) => n !== chosen).map((n) => of(n, "all"));
-  return [...parts, heading("Score on the probe"), pick,
+  return [...parts, heading("Score on the probe"), select("score", score, Object.entries(scene.scores).map(([key, [name]]) => [key, name])),
     chart([...others, of(chosen, "accent")], { level: scene.uniform[score], now, top: score === "distance" ? null : 1 }),
     note(swatch("accent", panel.name), swatch("soft", "the others"), swatch("seen", "uniform"))];
 }

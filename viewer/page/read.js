@@ -20,6 +20,7 @@ function take(scene, all, last = scene.model.capacity) {
 function recordOf(scene, frame, ids, name = "record") {
   const { config, capacity } = scene.model, off = [...scene.off].join();
   frame.gpt ??= new GPT(config, unpackWeights(frame.weights));
+  frame.weights = null;
   if (frame[name]?.off !== off) frame[name] = Object.assign(new Record(config, capacity), { off });
   const record = frame[name], same = equalStart(record.tokens, ids);
   record.tokens.length = same;
@@ -62,18 +63,19 @@ function losses(frame) {
   return memo(frame, "losses", () => lossesIn(recordOf(state.scene, frame, state.scene.ids)));
 }
 
-const loss = (frame) => (losses(frame).length ? mean([...losses(frame)]) : null);
+const loss = (frame) => mean([...losses(frame)]);
 
-// By how much each loss rises without a head: the pass begins anew at the head's layer
+// By how much each loss rises without a head, if it is off by how much it has: a pass from the head's layer on
 function costs(panel) {
   const { scene } = state, { frame, row: layer } = panel;
   if (!scene.model) return [...tensor(panel, "costs")];
   return memo(panel, "costs", () => {
     const { ids, off, model: { config } } = scene, below = recordOf(scene, frame, ids).streams[2 * layer];
-    const without = new Record(config, ids.length);
-    without.streams[2 * layer].set(below.subarray(0, ids.length * config.n_embd));
-    frame.gpt.read(ids, without, new Set([...off, panel.key]), layer);
-    return lossesIn(without).map((nats, n) => nats - losses(frame)[n]);
+    const other = new Record(config, ids.length), sign = off.has(panel.key) ? -1 : 1, toggled = new Set([...off, panel.key]);
+    if (sign < 0) toggled.delete(panel.key);
+    other.streams[2 * layer].set(below.subarray(0, ids.length * config.n_embd));
+    frame.gpt.read(ids, other, toggled, layer);
+    return lossesIn(other).map((nats, n) => sign * (nats - losses(frame)[n]));
   });
 }
 
@@ -100,6 +102,7 @@ const HITS = {
   duplicate: (i, j, ids) => j < i && ids[j] === ids[i],
   induction: (i, j, ids) => j > 0 && j < i && ids[j - 1] === ids[i],
 };
+const MOST_TELLING = ["current", "first", "column", "previous", "duplicate", "induction", "subject", "object", "adjective"];
 const OTHER_SCORES = {
   column: (rows) => Math.max(...range(Math.ceil(rows.length / 2)).map((j) => (j ? mean(rows.slice(j + 1).map((row) => row[j])) : 0))),
   entropy: (rows) => mean(rows.slice(1).map((row, i) => sum(row.map((w) => (w > 0 ? -w * Math.log(w) : 0))) / Math.log(i + 2))),
@@ -107,13 +110,13 @@ const OTHER_SCORES = {
 };
 
 function scoreOf(name, rows, ids) {
-  if (OTHER_SCORES[name]) return rows.length > 1 ? OTHER_SCORES[name](rows) : null;
-  if (!HITS[name]) return null; // only the words of the probes have known roles
+  if (OTHER_SCORES[name]) return OTHER_SCORES[name](rows);
+  if (!HITS[name]) return NaN; // only the words of the probes have known roles
   const found = rows.flatMap((row, i) => {
     const hits = row.filter((_, j) => HITS[name](i, j, ids));
     return hits.length ? [sum(hits)] : [];
   });
-  return found.length ? mean(found) : null;
+  return mean(found);
 }
 
 const rowsOf = (panel) => panel.axis.queries.map((_, i) => range(i + 1).map((j) => weight(panel, i, j)));
@@ -130,14 +133,14 @@ function scores(panel) {
 
 // Where a reader should look first: a labelled head, and a query at which it does what it is named after
 function worthSeeing({ frames, ids }) {
-  const { panels } = frames.at(-1), known = Object.keys(HITS), rank = ({ label }) => (label ? known.indexOf(label) + 1 || (OTHER_SCORES[label] ? 1 : 9) : 0);
+  const { panels } = frames.at(-1);
   const best = panels.map((panel) => {
     const hit = HITS[panel.label] ?? ((i, j) => j > 0 && j < i);
     const cells = range(ids.length).flatMap((row) => range(row + 1).map((column) =>
       ({ panel, row, column, w: hit(row, column, ids) ? weight(panel, row, column) : 0 })));
     return cells.reduce((most, cell) => (cell.w > most.w ? cell : most));
   });
-  const order = (cell) => (cell.w > 0.3 ? rank(cell.panel) : 0) + cell.w; // a weak example shows nothing
+  const order = (cell) => (cell.w > 0.3 ? MOST_TELLING.indexOf(cell.panel.label) : -1) + cell.w; // a weak example shows nothing
   const { panel, row, column } = best.reduce((most, cell) => (order(cell) > order(most) ? cell : most));
   return { panel, row, column };
 }

@@ -9,11 +9,7 @@ function makeTokenizer({ kind, characters, tokens, end }) {
   const spelled = kind === "char" ? [...characters] : kind === "byte" ? range(256).map(byteOf) : tokens.map(atob);
   const ids = new Map(spelled.map((token, id) => [token, id]));
   if (end !== null) spelled[end] = "<|endoftext|>"; // how it is shown; no text encodes to it
-  const spell = (id) => {
-    if (id in spelled) return spelled[id];
-    throw Error(`token ids go from 0 to ${spelled.length - 1}: got ${id}`);
-  };
-  const join = (some) => Array.from(some, spell).join("");
+  const join = (some) => Array.from(some, (id) => spelled[id]).join("");
   const size = spelled.length;
   return kind === "char"
     ? { size, encode: (text) => characterIds(text, ids), decode: join }

@@ -7,7 +7,7 @@ const STOPS = [
       + `It gives ${show(100 * weight(panel, i, j), 0)} % of its attention to ${quoted(keys[j])}. Click any cell.`;
   }, "numbers"],
   ["Where a weight comes from", () => "On the right: the query times the key, divided by √d, through the exponential, "
-    + "divided by the sum over all keys. The last line compares it with the model's own number.", "numbers"],
+    + "divided by the sum over all keys.", "numbers"],
   ["What it is for", () => `After ${quoted(state.panel.axis.queries[state.row])} the model thinks `
     + `${quoted(prediction(state.frame, state.row).names[0])} the likeliest. Press Write, or click another token to go on with that.`, "next"],
   ["Who spoke for it", () => "From bottom to top: each layer's guess, and the heads and MLPs that pushed the token up or down.", "follow"],
@@ -25,5 +25,6 @@ function walk(n) {
     const step = { ArrowRight: n + 1, ArrowLeft: Math.max(0, n - 1), Escape: -1 }[key];
     if (step !== undefined) walk(step);
   };
+  (n ? $("right") : $("middle")).scrollIntoView(); // on a narrow screen
   next.focus();
 }

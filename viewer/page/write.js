@@ -34,6 +34,7 @@ function goOn(all, last) {
   const { scene } = state;
   take(scene, all, last);
   $("typed").value = scene.tokenizer.decode(all);
+  $("typed").scrollTop = 1e9;
 }
 
 // Cut the text after a position, and go on with a token
@@ -43,7 +44,10 @@ function branch(at, id) {
   chooseLast();
 }
 
-const chooseLast = () => choose(state.scene.ids.length - 1);
+function chooseLast() {
+  choose(state.scene.ids.length - 1);
+  $("text").scrollTop = 1e9;
+}
 
 function writeOne() {
   writeToken();
@@ -54,7 +58,7 @@ function writeOne() {
 async function write() {
   const mine = (state.writing = state.writing ? null : {}); // a loop that was stopped must not go on with the next
   if (mine) state.side = "next";
-  for (let shown = 0; mine && state.writing === mine; ) {
+  for (let shown = 0; mine && state.writing === mine && $("typed").value.length < MOST_CHARACTERS; ) {
     const begun = performance.now();
     do writeToken(); while (performance.now() - begun < shown);
     const written = performance.now();
@@ -62,14 +66,15 @@ async function write() {
     shown = performance.now() - written;
     await new Promise(requestAnimationFrame);
   }
-  render();
+  if (state.writing === mine) state.writing = null; // the box is full
+  redraw(render);
 }
 
 function nextSide() {
   const { scene, frame, row: at, panel } = state, found = prediction(frame, at), { names, truth, rank } = found, bars = el("div", {});
   const redraw = () => {
     const chances = found.chances ?? distribution(found.logits), kept = chances.filter(Boolean).length;
-    const name = (k) => (found.ids ? button(`go${k}`, names[k], () => branch(at, found.ids[k]), { title: "go on with it" }) : names[k]);
+    const name = (k) => (found.ids ? button(`go${k}`, names[k], () => branch(at, found.ids[k])) : names[k]);
     bars.replaceChildren(
       table(["token", "", "probability"], names.map((_, k) => [name(k), meter(chances[k], 1), show(chances[k])]), rank),
       note(kept < chances.length ? `One of ${kept} tokens is drawn.` : ""),
