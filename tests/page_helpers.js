@@ -7,7 +7,7 @@ const AS_OPENED = { temperature: 1, topK: 0, topP: 1, minP: 0, seed: 1, side: "n
 // Turn to a scene, as it was before any test, and let it read a text
 function see(n, text) {
   Object.assign(state, AS_OPENED);
-  Object.assign(scenes[n], { other: null, otherText: "" }).off.clear();
+  Object.assign(scenes[n], { other: null, box: null }).off.clear();
   openScene(scenes[n]);
   read(text);
 }

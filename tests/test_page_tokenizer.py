@@ -196,14 +196,6 @@ def test_characters_outside_a_character_vocabulary_are_named(in_page: Callable[.
     assert found[3] == []
 
 
-def test_an_id_outside_the_vocabulary_is_refused_with_its_bounds(
-    in_page: Callable[..., list[Any]], tokenizer: Tokenizer
-):
-    for bad in (-1, tokenizer.vocab_size):
-        refusal = f"Error: token ids go from 0 to {tokenizer.vocab_size - 1}: got {bad}"
-        assert in_page(tokenizer, "decode", [[0, bad]]) == [refusal]
-
-
 def test_the_page_knows_the_size_and_the_end_of_the_vocabulary(tab: Page, tokenizer: Tokenizer):
     characters = [CharTokenizer("é🙂", with_end_of_text=with_end) for with_end in (False, True)]
     for one in (tokenizer, *characters):

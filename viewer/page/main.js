@@ -147,7 +147,7 @@ function renderLegend() {
   const { scene, frame } = state, labels = [...new Set(frame.panels.map((other) => other.label))].filter(Boolean);
   const tick = (w) => el("small", { style: { left: `${2 + 96 * Math.sqrt(w)}%` } }, `${w}`), { all = [], ids = [] } = scene;
   $("legend").replaceChildren(
-    ...(compares() ? [note(swatch("seen", "more in the other"), swatch("accent", "less"), swatch("masked", "masked, or only here"))]
+    ...(compares() ? [note(swatch("seen", "more there"), swatch("accent", "less"), swatch("masked", "masked or only here"))]
       : [el("div", { className: "scale" }, paint(256, 1, pixels), ...[0, 0.05, 0.25, 0.5, 1].map(tick)), note("weight", swatch("masked", "masked"))]),
     note(labels.map((key) => `${badge(key)} ${scene.scores[key][0]}`).join(" · ")),
     note([scene.about, ...scene.notices].join(" ")),

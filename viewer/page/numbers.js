@@ -33,7 +33,7 @@ function numbersSide() {
     equation("q·k = ", named("product", product)),
     note(state.scene.turned ? "q and k are normalised and rotated." : ""),
     heading(scale === 1 ? "2 No scale in this example" : "2 Divide by √d: longer vectors have larger products"),
-    equation(`s = ${show(product)} / ${scale === 1 ? 1 : `√${d}`} = `, named("score", score)),
+    equation(`s = ${show(product)} / ${scale === 1 ? 1 : "√" + d} = `, named("score", score)),
     heading("3 Mask"),
     equation(hidden ? "The key comes after the query: s = −∞." : causal ? "The key is not later: s stays as it is." : "None."),
     heading("4 Exponential and sum"),

@@ -104,7 +104,7 @@ const HITS = {
 };
 const MOST_TELLING = ["current", "first", "column", "previous", "duplicate", "induction", "subject", "object", "adjective"];
 const OTHER_SCORES = {
-  column: (rows) => Math.max(...range(Math.ceil(rows.length / 2)).map((j) => (j ? mean(rows.slice(j + 1).map((row) => row[j])) : 0))),
+  column: (rows) => Math.max(...range(Math.ceil(rows.length / 2)).map((j) => (j ? mean(rows.slice(j + 1).map((row) => row[j])) : rows.length > 1 ? 0 : NaN))),
   entropy: (rows) => mean(rows.slice(1).map((row, i) => sum(row.map((w) => (w > 0 ? -w * Math.log(w) : 0))) / Math.log(i + 2))),
   distance: (rows) => mean(rows.map((row, i) => sum(row.map((w, j) => w * (i - j))))),
 };
