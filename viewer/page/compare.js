@@ -50,7 +50,7 @@ function compareSide() {
     Object.assign(scene, { other: ids?.slice(-scene.model.capacity), version: scene.version + 1 });
     update({});
   };
-  const start = [p("This text and another:"), box];
+  const start = [p("This text and another"), box];
   if (!compares()) return start;
   const panels = [...frame.panels].sort((a, b) => moved(b) - moved(a)), most = moved(panels[0]) || 1;
   return [
