@@ -279,6 +279,16 @@ def chi_square(counts_V: Tensor, expected_V: Tensor) -> tuple[float, int]:
     return float(((counts - expected) ** 2 / expected).sum()), len(counts) - 1
 
 
+def test_a_position_says_how_likely_its_own_token_was(tab: Page):
+    shown = see(tab, "modern")
+    tab.run("update({ side: 'next', row: 3 })")
+    p_V = record(shown.model, shown.tokens_1T).logits_BTV[0, 2].softmax(-1)
+    expected = float(p_V[shown.tokens_1T[0, 3]])
+    found = re.search(r"which had probability (\S+), the model", text_of(tab, "#side"))
+    assert found
+    assert as_number(found[1]) == pytest.approx(expected, rel=0.01, abs=6e-5)
+
+
 @pytest.mark.parametrize(
     "choice",
     [

@@ -61,11 +61,11 @@ function followSide() {
   return [
     p("At ", b(quoted(names[ids[at]])), ` (${at}), what speaks for `, select("token", token, listed.map((id) => [id, quoted(names[id])])), "?"),
     table(["after", "best guess", "p", short(quoted(names[token]), 9), "push", ""], steps),
-    note("Bottom to top: the guess if the model ended there (logit lens), the token's probability, and what the layer adds to its logit."),
+    note("Bottom to top: the guess if the model ended there (logit lens), and what the layer adds to the token's logit."),
     heading("Strongest parts"),
     table(["part", "", "logit"], [...strongest, ["all together", "", show(sum(all.map(({ push }) => push)), 2)]], -1, strongest.length),
-    note("The model's logit is ", b(show(logitsAt(record, at)[token], 2), "logit"), ". The sum is exact with the last norm's divisor "
-      + "held fixed: without a part, that divisor would change too."),
+    note("The model's logit is ", b(show(logitsAt(record, at)[token], 2), "logit"), ": the sum is exact, with the divisor of the "
+      + "last norm held fixed."),
   ];
 }
 

@@ -27,8 +27,8 @@ function scoresSide() {
     p(b(panel.label ? scene.scores[panel.label][0] : "no label"), ": ", panel.why, "."),
     table(["score", "", "text", "uniform", "probe", "uniform"], rows),
     ...Object.values(scene.scores).map(([name, meaning]) => note(`${name}: ${meaning}`)),
-    note("Orange: uniform attention. Probe: text that the model wrote (of stories, drawn ones) or, for induction and "
-      + "duplicate token, random tokens said twice: the lowest score over several periods."),
+    note("Orange: uniform. Probe: text of the model, or stories; for induction and duplicates random tokens said twice, "
+      + "the lowest score over several periods."),
   ];
 }
 

@@ -82,7 +82,8 @@ function nextSide() {
         b(show(found.ids ? chances[rank] : Math.exp(-found.loss)), "truth"), ", loss ", b(show(found.loss), "loss"), " nats."));
   };
   redraw();
-  const after = p(panel.axis.self ? "After " : "In place of ", b(quoted(panel.axis.queries[at])), ` (${at}) the model predicts`);
+  const chance = at && scene.model ? `, which had probability ${show(Math.exp(-prediction(frame, at - 1).loss))},` : "";
+  const after = p(panel.axis.self ? "After " : "In place of ", b(quoted(panel.axis.queries[at])), ` (${at})${chance} the model predicts`);
   if (!scene.model) return [after, bars];
   return [
     el("div", { className: "switch" }, button("write", state.writing ? "■ Stop" : "▶ Write", write, { title: "key W" }),
@@ -94,6 +95,6 @@ function nextSide() {
     slider("top-p", "topP", 0.05, 1, 0.05, redraw),
     slider("min-p", "minP", 0, 0.5, 0.01, redraw),
     slider("seed", "seed", 0, 99, 1, redraw),
-    note("They change what the model writes, not its loss."),
+    note("They change the text, not its loss."),
   ];
 }
