@@ -123,6 +123,7 @@ def library(tokenizer: Tokenizer) -> Any:
     return Theirs.from_str(json.dumps(vocabulary.to_json(tokenizer)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bpe", "byte"])
 def test_their_tokenizer_has_our_ids_for_every_code_point(name: str):
     tokenizer = tokenizers()[name]

@@ -78,7 +78,7 @@ function wordSide(at, there) {
   return [
     heading(`${word} here (${at}) and there (${there})`),
     table(["after", "", "distance", "cosine"], rows.reverse()),
-    note("As a part of the mean length."),
+    note("Part of the mean length."),
     heading("What moved them apart"),
     table(["part", "", "share"], shares.slice(0, 6).map((part) => [part.head === undefined ? part.name : link(part), meter(part.share, 1), `${show(100 * part.share, 1)} %`])),
     note("All parts add up to 100 %."),

@@ -68,7 +68,7 @@ function offSide() {
     note(swatch("seen", "harder to predict"), swatch("accent", "easier")),
     heading("Mean change without each head"),
     el("table", { className: "dense" }, ...heads),
-    heading("Loss of each token"),
+    heading("Each token"),
     scroll(table(["token", "with", "without", "change"], worst.map((n) =>
       [`${n + 1} ${queries[n + 1]}`, show(on[n], 3), show(on[n] + changes[n], 3), signed(changes[n])]))),
   ];

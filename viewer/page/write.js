@@ -63,8 +63,8 @@ async function write() {
     do writeToken(); while (performance.now() - begun < shown);
     const written = performance.now();
     chooseLast();
-    shown = performance.now() - written;
     await new Promise(requestAnimationFrame);
+    shown = performance.now() - written;
   }
   if (state.writing === mine) state.writing = null; // the box is full
   redraw(render);
@@ -82,7 +82,8 @@ function nextSide() {
         b(show(found.ids ? chances[rank] : Math.exp(-found.loss)), "truth"), ", loss ", b(show(found.loss), "loss"), " nats."));
   };
   redraw();
-  const chance = at && scene.model ? `, which had probability ${show(Math.exp(-prediction(frame, at - 1).loss))},` : "";
+  const before = at && scene.model ? logitsAt(frame.record, at - 1) : null;
+  const chance = before ? `, of probability ${show(Math.exp(before[scene.ids[at]] - logSumExp(before)))},` : "";
   const after = p(panel.axis.self ? "After " : "In place of ", b(quoted(panel.axis.queries[at])), ` (${at})${chance} the model predicts`);
   if (!scene.model) return [after, bars];
   return [
@@ -95,6 +96,5 @@ function nextSide() {
     slider("top-p", "topP", 0.05, 1, 0.05, redraw),
     slider("min-p", "minP", 0, 0.5, 0.01, redraw),
     slider("seed", "seed", 0, 99, 1, redraw),
-    note("They change the text, not its loss."),
   ];
 }
