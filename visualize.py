@@ -169,10 +169,10 @@ def write_page(run: Run, tokens_1T: Tensor, form: Form | Literal["auto"], path: 
     files.write_text(path, html)
     print(f"written to {path}: {len(html.encode()):,} bytes, for any browser, without a network")
     if "model" in scene:
-        form = scene["frames"][-1]["weights"]["form"]
+        used: Form = scene["frames"][-1]["weights"]["form"]
         print(
-            f"The model is in it, with weights as {form}, which change the loss of its own texts "
-            f"by {run.change_by(form):+.5f} nats per token."
+            f"The model is in it, with weights as {used}, which change the loss of its own texts "
+            f"by {run.change_by(used):+.5f} nats per token."
         )
     for notice in scene["notices"]:
         print(notice)

@@ -68,7 +68,7 @@ def build(scenes: list[Json]) -> str:
     """Return the page as text."""
     style = (FOLDER / "page.css").read_text(encoding="utf-8")
     script = "\n".join((FOLDER / name).read_text(encoding="utf-8") for name in SCRIPTS)
-    script = rjsmin.jsmin(script)  # without comments and indentation it is a quarter smaller
+    script = str(rjsmin.jsmin(script))  # without comments and indentation it is a quarter smaller
     style = re.sub(r"\s*([{};,])\s*", r"\1", style)
     # A browser runs this script and no other, loads nothing, and talks to nobody
     policy = f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}"
