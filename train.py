@@ -116,7 +116,7 @@ def train(asked: TrainConfig, world: World, stop: StopRequest) -> None:
     run = build(asked, world, stop)
     fetch = Prefetch(run.batches.batch, world.device)
     # `step` counts finished updates, so the last pass only evaluates and saves
-    with contextlib.closing(run.log), contextlib.closing(run.saver):
+    with contextlib.closing(run.log), contextlib.closing(run.saver), contextlib.closing(run.watch):
         for step in itertools.count(run.progress.step):
             run.progress.step = world.step = step
             config = run.config = dial.keep_time(run)

@@ -1,33 +1,49 @@
 """Show attention in a trained model, on one page that needs no network.
 
 python visualize.py --out_dir=out/quickstart --text="O Romeo, Romeo! wherefore"
-python visualize.py --out_dir=out/quickstart --live
+
+The model is in the page, which runs it on whatever is typed there.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 import cli
 import files
+from data.shown import shown
 from engine import checkpoint, metrics
+from engine.count import count_parameters
 from engine.device import DeviceName
 from model import require
 from sampling.load import Trained, load_model
 from sampling.prompts import encode_prompt, read_text
-from viewer import page, picture
-from viewer.examples import examples_scene
-from viewer.live import LiveServer
+from viewer import page
 from viewer.page import Json
 from viewer.probe import Probes, make_probes, measure
-from viewer.record import record
+from viewer.record import losses
 from viewer.reverser import reverser_scene
-from viewer.scene import MOST_TOKENS, Checkpoint, cuts, model_scene, most_checkpoints
-from viewer.tokens import shown
+from viewer.scene import (
+    MOST_FRAMES,
+    MOST_TOKENS,
+    Checkpoint,
+    cuts,
+    living_scene,
+    model_scene,
+)
+from viewer.weights import (
+    MOST_IN_F16,
+    Form,
+    most_copies,
+    obstacle_to,
+    rounded,
+    tokenizer_spec,
+)
 
-LIVE_TOKENS = 32  # of the text by the model itself that the live page shows at first
+FIRST_TOKENS = 32  # of a text by the model itself, which a page shows if it is given none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,30 +51,20 @@ class VisualizeConfig:
     """Which model and text to show, and where."""
 
     out_dir: Path = Path("out/quickstart")
-    """Folder of the run; all checkpoints that it kept are shown."""
+    """Folder of the run; of the checkpoints that it kept as many are shown as a page can hold."""
     text: str = ""
-    """Text for the model to read."""
+    """Text for the model to read at first; if it is empty, one that the model writes."""
     text_file: Path | None = None
     """File with the text for the model to read, instead of text."""
     html: Path | None = None
-    """Page to write; without html and png it is attention.html in out_dir."""
-    png: Path | None = None
-    """Picture of all heads to write (.png)."""
-    live: bool = False
-    """Serve the page to this machine, with a box to type a text in, instead of writing it."""
-    port: int = 8000
-    """Port to serve the page on; 0 takes any that is free."""
+    """Page to write; None is attention.html in out_dir."""
+    weights: Literal["auto", "f32", "f16", "int8"] = "auto"
+    """Numbers of the model in the page: f16 is near float32, int8 half as large; auto by size."""
     device: DeviceName = "auto"
     """Device to run on; auto takes the best that is here."""
 
     def __post_init__(self) -> None:
-        cli.at_least(0, self, "port")
-        require(self.port <= 65535, f"port must be at most 65535: got {self.port}")
         require(not (self.text and self.text_file), "give text or text_file, not both")
-        is_png = self.png is None or self.png.suffix == ".png"
-        require(is_png, f"png must be a file that ends in .png: got {self.png}")
-        writes = self.png or self.html
-        require(not (self.live and writes), "give live or files to write (html, png), not both")
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,7 @@ class Run:
     def open(cls, out_dir: Path, device: DeviceName) -> "Run":
         newest = load_model(out_dir, "last", device)
         start = encode_prompt("", newest)
-        probes = make_probes(newest.model, start[0], newest.tokenizer.vocab_size)
+        probes = make_probes(newest.model, start[0], newest.tokenizer.vocab_size, newest.tokenizer)
         return cls(out_dir, device, newest, probes)
 
     def name(self, token: int) -> str:
@@ -84,9 +90,12 @@ class Run:
         return shown(self.newest.tokenizer.token_bytes(token))
 
     def encode(self, text: str) -> Tensor:
-        """Return token ids (1, T). Raises ValueError if there are none, or too many to see."""
+        """Return token ids (1, T), without a text those of one by the model itself.
+
+        Raises ValueError if there are too many to see.
+        """
         if not text:
-            raise ValueError("the text must not be empty: pass --text=... or --text_file=...")
+            return self.probes.written_BT[:1, :FIRST_TOKENS]
         tokens = self.newest.tokenizer.encode(text)
         limit = self.newest.model.config.context_length
         if len(tokens) > limit:
@@ -96,10 +105,9 @@ class Run:
             )
         return torch.tensor([tokens], device=self.newest.model.wte.weight.device)
 
-    def checkpoints(self, n_tokens: int) -> tuple[list[Checkpoint], list[str]]:
-        """Return the checkpoints that a page can hold, and sentences on those that are left out."""
+    def checkpoints(self, most: int) -> tuple[list[Checkpoint], list[str]]:
+        """Return at most so many checkpoints, and sentences on those that are left out."""
         names = checkpoint.history(self.out_dir)
-        most = most_checkpoints(self.newest.model.config, min(n_tokens, MOST_TOKENS))
         newest = ("last", f"step_{self.newest.step}")  # the same model, perhaps in two files
         found = {self.newest.step: self.newest}
         notices: list[str] = []
@@ -115,14 +123,36 @@ class Run:
         kept = [found[step] for step in sorted(found)]
         return [Checkpoint(t.step, t.model, measure(t.model, self.probes)) for t in kept], notices
 
-    def scene(self, tokens_1T: Tensor, checkpoints: list[Checkpoint], notices: list[str]) -> Json:
-        """Return what the page shows of a text, cut to what a page can hold."""
-        notices = cuts(self.newest.model.config, tokens_1T.shape[1]) + notices
-        scene = model_scene(checkpoints, tokens_1T[:, :MOST_TOKENS], self.name, notices)
+    def scene(self, tokens_1T: Tensor, form: Form | Literal["auto"]) -> Json:
+        """Return what the page shows: the model or, if it cannot run it, what it makes of the text.
+
+        Raises ValueError if a form is asked for that the page cannot have.
+        """
+        model, config = self.newest.model, self.newest.model.config
+        tokenizer = tokenizer_spec(self.newest.tokenizer.state())
+        obstacle = obstacle_to(model, tokenizer)
+        require(form == "auto" or not obstacle, f"weights must be auto, as {obstacle}: got {form}")
+        if tokenizer is None or obstacle:
+            checkpoints, notices = self.checkpoints(MOST_FRAMES)
+            notices += cuts(config, tokens_1T.shape[1])
+            notices += [f"The page shows this one text only, as {obstacle}."]
+            scene = model_scene(checkpoints, tokens_1T[:, :MOST_TOKENS], self.name, notices)
+        else:
+            if form == "auto":
+                form = "f16" if count_parameters(model)["total"] <= MOST_IN_F16 else "int8"
+            checkpoints, notices = self.checkpoints(most_copies(model, form))
+            start = (tokens_1T[0].tolist(), self.newest.tokenizer.decode(tokens_1T[0].tolist()))
+            notices += cuts(config)
+            scene = living_scene(checkpoints, *start, self.name, notices, tokenizer, form)
         log = self.out_dir / "metrics.jsonl"
         lines = metrics.read(log) if log.exists() else []
-        losses = [(line["step"], line["val_loss"]) for line in lines if "val_loss" in line]
-        return {**scene, "run": str(self.out_dir), "evaluations": losses}
+        evaluations = [(line["step"], line["val_loss"]) for line in lines if "val_loss" in line]
+        return {**scene, "run": str(self.out_dir), "evaluations": evaluations}
+
+    def change_by(self, form: Form) -> float:
+        """Return by how much the page's weights change the loss of texts by the model itself."""
+        model, texts_BT = self.newest.model, self.probes.written_BT
+        return float((losses(rounded(model, form), texts_BT) - losses(model, texts_BT)).mean())
 
 
 def evenly(items: list[str], most: int) -> list[str]:
@@ -133,55 +163,29 @@ def evenly(items: list[str], most: int) -> list[str]:
     return [items[len(items) - 1 - (len(items) - 1) * i // gaps] for i in range(most)][::-1]
 
 
-def write_page(run: Run, tokens_1T: Tensor, path: Path) -> None:
-    scene = run.scene(tokens_1T, *run.checkpoints(tokens_1T.shape[1]))
-    html = page.build([examples_scene(), scene, reverser_scene()])
+def write_page(run: Run, tokens_1T: Tensor, form: Form | Literal["auto"], path: Path) -> None:
+    scene = run.scene(tokens_1T, form)
+    html = page.build([scene, reverser_scene()])
     files.write_text(path, html)
     print(f"written to {path}: {len(html.encode()):,} bytes, for any browser, without a network")
+    if "model" in scene:
+        used: Form = scene["frames"][-1]["weights"]["form"]
+        print(
+            f"The model is in it, with weights as {used}, which change the loss of its own texts "
+            f"by {run.change_by(used):+.5f} nats per token."
+        )
     for notice in scene["notices"]:
         print(notice)
-
-
-def draw_picture(run: Run, tokens_1T: Tensor, path: Path) -> None:
-    names = [run.name(token) for token in tokens_1T[0].tolist()]
-    weights_LHTT = record(run.newest.model, tokens_1T).weights_LBHTS[:, 0]
-    picture.draw(path, weights_LHTT, names, measure(run.newest.model, run.probes))
-    print(f"written to {path}")
-    if len(names) > picture.MOST_NAMED:
-        print(f"More than {picture.MOST_NAMED} tokens: their names have no room beside the maps.")
-
-
-def serve(run: Run, tokens_1T: Tensor, port: int) -> None:
-    """Answer texts until Ctrl-C."""
-    checkpoints, notices = run.checkpoints(run.newest.model.config.context_length)
-    scene = run.scene(tokens_1T, checkpoints, notices)
-    html = page.build([examples_scene(), scene, reverser_scene()], live=True)
-
-    def answer(text: str) -> Json:
-        return run.scene(run.encode(text), checkpoints, notices)
-
-    with LiveServer(html, answer, port) as server:
-        for notice in scene["notices"]:
-            print(notice)
-        print(f"open http://127.0.0.1:{server.server_port} (Ctrl-C ends it)", flush=True)
-        server.serve_forever()
 
 
 def main() -> None:
     config = cli.parse_config(VisualizeConfig)
     text = config.text if config.text_file is None else read_text(config.text_file)
-    html = config.html or (None if config.png or config.live else config.out_dir / "attention.html")
     run = Run.open(config.out_dir, config.device)
-    is_given = text or not config.live  # else the model's own text is shown until one is typed
-    tokens_1T = run.encode(text) if is_given else run.probes.written_BT[:1, :LIVE_TOKENS]
-    for path in filter(None, (html, config.png)):
-        files.check_writable(path)
-    if config.live:
-        serve(run, tokens_1T, config.port)
-    if html:
-        write_page(run, tokens_1T, html)
-    if config.png:
-        draw_picture(run, tokens_1T, config.png)
+    tokens_1T = run.encode(text)
+    path = config.html or config.out_dir / "attention.html"
+    files.check_writable(path)
+    write_page(run, tokens_1T, config.weights, path)
 
 
 if __name__ == "__main__":

@@ -53,10 +53,8 @@ class Sample(Output):
 
     def __post_init__(self) -> None:
         for peer in self.peer:
-            is_known = peer in ("transformers", "llamacpp") or peer.startswith("nanogpt=")
-            require(
-                is_known, f"peer must be nanogpt=CHECKOUT, transformers or llamacpp: got {peer}"
-            )
+            known = peer in ("transformers", "llamacpp") or peer.startswith("nanogpt=")
+            require(known, f"peer must be nanogpt=CHECKOUT, transformers or llamacpp: got {peer}")
 
     def measure(self) -> Tables:
         """Measure the peers, then the quality and the start of a run, then the speed."""

@@ -65,9 +65,7 @@ def row(kind: str, text: str, finished: Finished, data: Path) -> Row:
 def encoding_rates(tokenizer: Tokenizer, text: str) -> tuple[float, float | None]:
     """Return MB/s of our encoder on all cores, and of tiktoken's on one thread, times the cores."""
     pieces = itertools.chain.from_iterable(Corpus.find([text]).documents())
-    parts = [
-        Part("train", piece, starts_document=False) for piece in itertools.islice(pieces, PIECES)
-    ]
+    parts = [Part("train", one, starts_document=False) for one in itertools.islice(pieces, PIECES)]
     megabytes = sum(len(part.text.encode()) for part in parts) / 1e6
     ours = megabytes / seconds_of(lambda: list(encode_all(parts, tokenizer, separate=False)))
     if not isinstance(tokenizer, BPETokenizer):

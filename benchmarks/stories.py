@@ -39,7 +39,7 @@ class Stories(Output):
         starts = np.flatnonzero(val_N == dataset.end_of_text)
         stories = np.split(val_N, starts[1:])[: self.stories]  # each begins with end-of-text
         start = dataset.end_of_text or 0
-        probes = make_probes(model, start, dataset.vocab_size)
+        probes = make_probes(model, start, dataset.vocab_size, dataset.tokenizer)
         return {
             "loss on unseen stories": losses(model, dataset),
             "right noun for the pronoun, %": [pronouns(model, dataset, stories)],

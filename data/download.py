@@ -103,13 +103,12 @@ def complete(part: Part, url: str, path: Path) -> None:
     import requests
 
     way_out = f"get the file another way and put it at {path}"
+    again = f"try again, which keeps what has arrived, or {way_out}"
     try:
         check_space(path.parent, (part.size or 0) - part.received)
         receive(part, url)
     except requests.RequestException as error:
-        raise refusal(
-            url, error, f"try again, which keeps what has arrived, or {way_out}"
-        ) from error
+        raise refusal(url, error, again) from error
     fault = part.fault()
     if fault:
         part.begin_again()

@@ -9,6 +9,7 @@ the token files, and no others are there.
 """
 
 import functools
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,7 @@ class TokenFiles:
         self.folder, self.vocab_size, self.header = folder, vocab_size, header
         self.dtype = token_dtype(vocab_size)
         self.checked: set[Path] = set()
+        self.opened: dict[Path, tuple[os.stat_result, str]] = {}  # as it was then, and its SHA-256
         # So a file stays as it was if, while a run reads it, it is removed or replaced
         self.map = functools.lru_cache(MOST_OPEN)(self._map)
 
@@ -69,9 +71,10 @@ class TokenFiles:
 
     def check_size(self, path: Path, about: dict[str, Any]) -> None:
         expected = self.header + about["tokens"] * self.dtype.itemsize
-        size = path.stat().st_size
-        if size != expected:
-            raise ValueError(f"{path.name} should have {expected} bytes, not {size}")
+        found = path.stat()
+        if found.st_size != expected:
+            raise ValueError(f"{path.name} should have {expected} bytes, not {found.st_size}")
+        self.opened[path] = found, about["sha256"]
 
     def check_content(self, path: Path, about: dict[str, Any]) -> None:
         check_ids(self.map(path), self.vocab_size)
@@ -86,6 +89,21 @@ class TokenFiles:
                 raise ValueError(f"{self.folder} is damaged: {error}; prepare it again") from error
             self.checked.add(path)
         return self.map(path)
+
+    def check_unchanged(self) -> None:
+        """Raise ValueError if a file was written to since it was opened.
+
+        Where it was removed or replaced, the map is still of the one that was opened.
+        """
+        for path, (before, sha256) in self.opened.items():
+            now = path.stat() if path.exists() else before
+            if os.path.samestat(now, before) and now.st_mtime_ns != before.st_mtime_ns:
+                if files.sha256(path) != sha256:
+                    raise ValueError(
+                        f"{path} was changed while a run read it, so no loss can be repeated: "
+                        "prepare the dataset again, and go on from the last checkpoint by --resume"
+                    )
+                self.opened[path] = now, sha256
 
 
 def read_tokenizer(path: Path, state: dict[str, Any]) -> Tokenizer:

@@ -52,6 +52,7 @@ class Dataset:
         self.tokenizer = tokenizer
         self.vocab_size = tokenizer.vocab_size
         self.end_of_text = tokenizer.end_of_text
+        self.bytes_per_token = meta["splits"]["val"]["bytes"] / meta["splits"]["val"]["tokens"]
         self.mapped = TokenFiles(path, self.vocab_size, meta.get("header", 0))
 
     @classmethod
@@ -78,7 +79,7 @@ class Dataset:
             if sha256 is not None and sha256 != sha256_of(meta):
                 raise ValueError(f"{META} was changed after it was written (its SHA-256 differs)")
             return dataset
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except Exception as error:  # a made-up file can fail in any way
             reason = f"{META} lacks {error}" if isinstance(error, KeyError) else error
             raise ValueError(f"{path} is damaged: {reason}; prepare it again") from error
 
@@ -97,8 +98,7 @@ class Dataset:
 
     def bits_per_byte(self, loss: float) -> float:
         """Convert a validation loss from nats per token, to compare it across tokenizers."""
-        val = self.meta["splits"]["val"]
-        return loss / math.log(2) * val["tokens"] / val["bytes"]
+        return loss / math.log(2) / self.bytes_per_token
 
     def entropy(self, first: int = 0) -> float | None:
         """Return the lowest possible loss on all of val, in nats per token; None if unknown."""
@@ -168,9 +168,7 @@ class Batches:
         windows_B, offsets_B = self.order.windows(np.arange(first, first + self.rows))
         starts_B = windows_B * self.windows.context_length + offsets_B
         length = self.windows.context_length + 1
-        windows_BS = np.stack(
-            [self.tokens_N[start : start + length] for start in starts_B.tolist()]
-        )
+        windows_BS = np.stack([self.tokens_N[i : i + length] for i in starts_B.tolist()])
         check_ids(windows_BS, self.windows.vocab_size)
         tokens_BS = torch.from_numpy(windows_BS.astype(np.int64))  # S = T + 1
         return tokens_BS[:, :-1].contiguous(), tokens_BS[:, 1:].contiguous()

@@ -16,9 +16,7 @@ def read_rows(path: Path, column: str) -> Iterator[str]:
         import pyarrow
         from pyarrow.parquet import ParquetFile
     except ImportError:
-        raise ValueError(
-            f"{path} is read by pyarrow, which is missing: pip install pyarrow"
-        ) from None
+        raise ValueError(f"{path} needs pyarrow, which is missing: pip install pyarrow") from None
     try:
         # Without these settings the whole of a row group is in memory, which may be the whole file
         with ParquetFile(path, pre_buffer=False, buffer_size=BUFFER) as file:

@@ -130,9 +130,7 @@ def write_missing(pieces: list[Piece]) -> None:
     """Write the pieces that are not there, or damaged, in a process for each core."""
     n_there = sum(piece.record.exists() for piece in pieces)
     if n_there:
-        print(
-            f"{n_there} of {len(pieces)} pieces are there already: they are compared with SHA-256"
-        )
+        print(f"{n_there} of {len(pieces)} pieces are there already: their SHA-256 is compared")
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(mp_context=context, initializer=begin_worker)
     with pool, progress("encode", sum(piece.bytes for piece in pieces)) as bar:

@@ -46,6 +46,27 @@ def read_grammar() -> Mapping[str, Options]:
 GRAMMAR = read_grammar()
 
 
+def any_of(rules: str, others: str = "") -> str:
+    """Return a pattern for the words of rules, and others: "big", "a b" -> big|large|...|a|b."""
+    words = [word for rule in rules.split() for word in GRAMMAR[rule]] + others.split()
+    return rf"\b(?:{'|'.join(words)})\b"
+
+
+NOUN = any_of("name animal place thing hole", "mole bank tower spell sign")
+VERB = rf"(?!{NOUN}|(?:and|because|for|a)\b)\w+"  # or whatever else follows its subject
+ADJECTIVE = any_of("quality colour")
+OPENING = re.compile(rf"Once {NOUN} and {NOUN} met\.")  # of every story
+# Two words that belong together. Groups: the earlier one, which may be two words, and the later one
+ROLES = {
+    # "Anna and Ben met", "dog did not cross", "bank that lent": a subject and its verb
+    "subject": rf"({NOUN}(?: and {NOUN})?) (?:that |(?:did|was) not )?({VERB})",
+    # "gave Ben a lamp", "met a brave red fox": a verb and its object, if that has an article
+    "object": rf"\b(?!into|by|for)(\w+) (?:{NOUN} a |the |a )(?:{ADJECTIVE} )*({NOUN})",
+    # "brave red fox": adjectives and their noun
+    "adjective": rf"({ADJECTIVE} {ADJECTIVE}) ({NOUN})",
+}
+
+
 class Story(NamedTuple):
     """A text and its -ln p, in nats."""
 

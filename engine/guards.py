@@ -97,6 +97,8 @@ class Watch:
         self.began_at = 0.0
         self.armed_at = 0.0
 
+    close = rest  # when a run fails: in a notebook the timer would outlive it
+
 
 def check_repeatable(run: Any, accumulate_gradients: Callable[[], Tensor]) -> None:
     """Compute the gradients of a step two more times, if it is one of `verify_every`.

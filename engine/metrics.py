@@ -104,9 +104,7 @@ class Metrics:
         self.repeated.check(step, loss)
         height = self.spikes.height(loss)
         if height > SPIKE:
-            self._say(
-                f"step {step:6d}: a loss of {loss:.4f}, {height:.0f} deviations above the last"
-            )
+            self._say(f"step {step:6d}: loss {loss:.4f} is {height:.0f} deviations above the last")
         return {"train_loss": loss, "grad_norm": grad_norm}
 
     def _say(self, line: str) -> None:

@@ -30,17 +30,21 @@ def open_log(run: Any) -> Metrics:
     text = cli.dump_config(replace(config, resume=False, auto_resume=False))
     repeated = lines_to_repeat(config.out_dir, text, start.step) if config.resume else []
     lock = open_folder(config.out_dir, text, config.resume)
-    wandb = start_wandb(config.wandb, config.out_dir, asdict(config))
-    return Metrics(
-        config.out_dir,
-        start.step,
-        config.max_steps,
-        start.elapsed_seconds,
-        wandb,
-        lock,
-        skip=skip,
-        repeated=Repeated(repeated, config.precision),
-    )
+    try:
+        wandb = start_wandb(config.wandb, config.out_dir, asdict(config))
+        return Metrics(
+            config.out_dir,
+            start.step,
+            config.max_steps,
+            start.elapsed_seconds,
+            wandb,
+            lock,
+            skip=skip,
+            repeated=Repeated(repeated, config.precision),
+        )
+    except BaseException:  # Ctrl-C as well
+        lock.close()
+        raise
 
 
 def lines_to_repeat(out_dir: Path, config: str, first_step: int) -> list[dict[str, float]]:
@@ -79,10 +83,8 @@ def announce(
     parts = count_parameters(model)
     print("parameters:", ", ".join(f"{number:,} {part}" for part, number in parts.items()))
     print(f"run: {steps:,} steps of {per_step:,} tokens, {steps * per_step / n_tokens:.2f} epochs")
-    together = f", {config['parallel']}" if world.size > 1 else ""
-    print(
-        f"device: {world.size} x {world.device_name}, {config['precision']}{together}", flush=True
-    )
+    shared = f", {config['parallel']}" if world.size > 1 else ""
+    print(f"device: {world.size} x {world.device_name}, {config['precision']}{shared}", flush=True)
     if world.size == 1 and config["parallel"] in ("fsdp", "hsdp"):
         print(f"parallel={config['parallel']}: this one process holds the whole model")
     if config["resume"] and first_step == 0:

@@ -69,7 +69,7 @@ def restore(run: Any, origin: Origin) -> Progress:
             is_same = origin["tokenizer"] == dataset["tokenizer"]
             way_out = f"prepare the data with --tokenizer={config.init_from}"
             require(
-                is_same, f"the dataset has another tokenizer than {config.init_from}: {way_out}"
+                is_same, f"the dataset's tokenizer is not that of {config.init_from}: {way_out}"
             )
             load_weights(model, origin["model"])
         return Progress()
@@ -155,7 +155,8 @@ def save(run: Any, names: list[str]) -> None:
     run.watch.rest()
     run.log.flush(run.stop)  # raises, before anything is saved, if an update was not finite
     run.saver.close()  # its thread and check_copies would both speak with the other processes
-    check_copies(run.model, run.world)
+    run.dataset.mapped.check_unchanged()
+    check_copies(run.model, run.world)  # which waits for all, so that none saves if one has raised
     is_to_resume = "last" in names  # no run goes on from another, so no other needs the optimizers
     state = {
         "step": run.progress.step,

@@ -100,8 +100,7 @@ def hardness(dataset: Any) -> float:
 
     It knows no grammar, but sees what returns, so code is easier than prose for it too.
     """
-    meta = dataset.meta["splits"]["val"]
-    bytes_per_token = meta["bytes"] / meta["tokens"]
+    bytes_per_token = dataset.bytes_per_token
 
     def text(split: str, most_bytes: int) -> bytes:
         length = max(1, round(most_bytes / bytes_per_token / PIECES))

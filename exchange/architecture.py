@@ -111,6 +111,8 @@ def from_json(found: dict[str, Any]) -> ModelConfig:
         ).sized()
     rope = {"rope_type": "default", "rope_theta": found["rope_theta"]} | found["rope_parameters"]
     require(rope["rope_type"] == "default", f"rope_type must be default: got {rope['rope_type']}")
+    is_tied = found["tie_word_embeddings"]
+    require(isinstance(is_tied, bool), f"tie_word_embeddings must be true or false: got {is_tied}")
     return ModelConfig(
         architecture="modern",
         vocab_size=found["vocab_size"],
@@ -122,6 +124,6 @@ def from_json(found: dict[str, Any]) -> ModelConfig:
         head_dim=found["head_dim"],
         n_inner=found["intermediate_size"],
         dropout=found["attention_dropout"],
-        tie_embeddings=found["tie_word_embeddings"],
+        tie_embeddings=is_tied,
         rope_theta=float(rope["rope_theta"]),
     ).sized()

@@ -79,9 +79,7 @@ def measured(trained: Trained, out_dir: Path) -> dict[str, Any]:
         raise ValueError(f"the dataset {dataset.path} has another tokenizer")
     print("trying precisions on the run's validation text, once ...", file=sys.stderr)
     # bfloat16 is not tried: float16 is as fast, and nearer to float32
-    kinds: list[SamplePrecision] = [
-        kind for kind in available(torch.device("cpu")) if kind != "bfloat16"
-    ]
+    kinds: list[SamplePrecision] = [k for k in available(torch.device("cpu")) if k != "bfloat16"]
     tried = {kind: trial(convert(copy.deepcopy(trained.model), kind), dataset) for kind in kinds}
     exact = tried["float32"]
     good = {

@@ -17,10 +17,20 @@ from pathlib import Path
 from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
+SCRIPTS = Path(__file__).parents[1] / "viewer/page"
 FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe")
 FLAGS += ("--no-first-run", "--disable-background-networking", "--disable-component-update")
 FLAGS += ("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",)  # no other machine is found
-KEYS = {"Tab": 9, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
+KEYS = {
+    "Tab": 9,
+    "ArrowLeft": 37,
+    "ArrowUp": 38,
+    "ArrowRight": 39,
+    "ArrowDown": 40,
+    "Escape": 27,
+    "Enter": 13,
+}
+KEYS |= {key: ord(key.upper()) for key in "nw"}
 SECONDS = 60  # the longest wait for an answer, enough on a busy machine too
 
 
@@ -73,9 +83,18 @@ class Page:
         self.ask("Page.navigate", url=url)
         self.wait("document.querySelector('#side > *') !== null")
 
+    def open_scripts(self, folder: Path, *names: str) -> None:
+        """Go to a page that has these of the viewer's scripts, and nothing to show."""
+        scripts = "\n".join((SCRIPTS / name).read_text(encoding="utf-8") for name in names)
+        no_scenes = '<meta charset="utf-8"><script id="data" type="application/json">[]</script>'
+        html = f'{no_scenes}<script>{scripts}</script><p id="side"><b></b>'  # `open` waits for it
+        (folder / "scripts.html").write_text(html, encoding="utf-8")
+        self.open((folder / "scripts.html").as_uri())
+
     def run(self, script: str) -> Any:
-        """Return the value of a JavaScript expression."""
-        found = self.ask("Runtime.evaluate", expression=script, returnByValue=True)
+        """Return the value of a JavaScript expression, of a promise when it is kept."""
+        how = {"returnByValue": True, "awaitPromise": True}
+        found = self.ask("Runtime.evaluate", expression=script, **how)
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
 
@@ -98,9 +117,11 @@ class Page:
 
     def press(self, key: str) -> None:
         """Press a key on the element that has the focus."""
-        code = {"windowsVirtualKeyCode": KEYS[key]}
-        for kind in ("rawKeyDown", "keyUp"):
-            self.ask("Input.dispatchKeyEvent", type=kind, key=key, code=key, **code)
+        code = {"windowsVirtualKeyCode": KEYS[key], "key": key, "code": key}
+        text = {"Enter": "\r"}.get(key, key)  # other names of keys are no text
+        down = {"type": "keyDown", "text": text} if len(text) == 1 else {"type": "rawKeyDown"}
+        self.ask("Input.dispatchKeyEvent", **down, **code)
+        self.ask("Input.dispatchKeyEvent", type="keyUp", **code)
 
     def type(self, text: str) -> None:
         self.ask("Input.insertText", text=text)

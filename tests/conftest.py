@@ -3,12 +3,14 @@
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from tqdm import tqdm
 
+from browser import Page, chromium, find_chromium
 from graphs import graphs  # noqa: F401  (a fixture)
 from helpers import train_here, write_tiny
 
@@ -59,3 +61,13 @@ def undisturbed(tiny: Path) -> Path:
     """The folder of the tiny run that nothing happened to."""
     train_here(tiny, tiny.parent / "undisturbed")
     return tiny.parent / "undisturbed"
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    """One tab of a headless Chromium; skip the test where there is none."""
+    binary = find_chromium()
+    if binary is None:
+        pytest.skip("needs Chromium: apt-get install chromium")
+    with chromium(binary, tmp_path_factory.mktemp("profile")) as tab:
+        yield tab

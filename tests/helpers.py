@@ -23,11 +23,15 @@ from torch import Tensor
 import cli
 import train
 from data.prepare import PrepareConfig, prepare
-from engine import checkpoint, metrics
+from engine import checkpoint, metrics, resume
 from engine.parallel import StopRequest, World
 
 REPOSITORY = Path(__file__).parents[1]
 PROCESS_SECONDS = 100  # longer than any process of these tests takes, on a busy machine too
+
+on_linux = pytest.mark.skipif(
+    sys.platform != "linux", reason="needs Linux's limits of memory, /proc, /dev/full or strace"
+)
 
 # Everything that makes resuming hard: dropout, two optimizers, uneven micro-batches, three epochs
 TINY = """
@@ -126,6 +130,11 @@ def run_here(main: Callable[[], None], name: str, *flags: object) -> int:
         except SystemExit as stop:
             return int(stop.code or 0)
     return 0
+
+
+def weights_alone(state: dict[str, Any], model: Any, optimizers: Any) -> None:
+    """A control's `unpack`, which forgets the state of the optimizers."""
+    resume.load_weights(model, state["model"])
 
 
 def without_box(text: str) -> str:

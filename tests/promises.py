@@ -12,6 +12,7 @@ itself a failure; all controls are slow tests. At the end a table says of each p
 was tried.
 """
 
+import contextlib
 import functools
 import itertools
 from collections.abc import Callable, Generator, Iterator
@@ -21,6 +22,19 @@ from typing import Any
 import pytest
 
 Control = Callable[[], AbstractContextManager[object]]
+
+
+def broken(name: str, owner: Any, attribute: str, value: Any) -> Control:
+    """Return a control of this name, which puts `value` in the place of a part of the program."""
+
+    @contextlib.contextmanager
+    def control() -> Iterator[None]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(owner, attribute, value)
+            yield
+
+    control.__name__ = name
+    return control
 
 
 class Cases:
@@ -33,9 +47,13 @@ class Cases:
 
     def __call__(self, short: int, full: int) -> Iterator[int]:
         """Yield the numbers of the cases. A control ends at the first one that notices it."""
-        for number in range(full if self.is_full or self.is_control else short):
+        for number in range(self.most(short, full)):
             yield number
             self.count += 1
+
+    def most(self, short: int, full: int) -> int:
+        """Return the number of cases, for a test that counts them itself."""
+        return full if self.is_full or self.is_control else short
 
     def until_none_is_left(self) -> Iterator[int]:
         """Yield 1, 2, 3, … for a test that breaks out of the loop when nothing is left to try."""

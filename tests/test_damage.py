@@ -5,8 +5,11 @@ import functools
 import hashlib
 import io
 import json
+import math
+import re
+import shutil
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +18,16 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from hypothesis import strategies as st
 
 import cli
-import data.format
+import data.loader
+import data.tokenizer
 import files
 import model as model_module
+import sample
 import train
-from damage import survive
+from damage import check_read, survive
 from data import shards
 from data.loader import Dataset
 from data.prepare import PrepareConfig, prepare
@@ -29,11 +35,14 @@ from data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
 from engine import checkpoint, metrics, report, shares
 from engine.guards import Repeated
 from exchange import card, foreign, hub_folder, names
-from helpers import plain, words
+from helpers import on_linux, plain, words
 from model import GPT, ModelConfig
-from promises import Cases
+from promises import Cases, broken
+from sampling import prompts
 from sampling.load import load_model
+from structures import FEW_LETTERS, TEXT, drawn, survive_edits
 
+pytestmark = on_linux
 FORMS = {"gpt2": {}, "modern": {"architecture": "modern", "tie_embeddings": False}}
 
 
@@ -102,6 +111,58 @@ def check_model(state: dict[str, Any]) -> None:
     card.origin(state)
 
 
+Files = tuple[list[Path], Callable[[], object]]  # and what reads them, and says if it is right
+
+
+def record_of_checkpoints(saved: Path) -> Files:
+    expected = plain(checkpoint.load(saved, "last"))
+
+    def read() -> None:
+        checkpoint.newest_first(saved)
+        checkpoint.history(saved)
+        assert plain(checkpoint.load(saved, "last")) == expected
+
+    return [saved / checkpoint.RECORD], read
+
+
+def log(folder: Path) -> Files:
+    path = folder / "metrics.jsonl"
+    lines = [{"step": i, "train_loss": 2.5 - i / 9, "grad_norm": 0.5} for i in range(6)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "config.toml").write_text("seed = 1")
+
+    def read() -> None:
+        again = Repeated(report.lines_to_repeat(folder, "seed = 1", 3))
+        with contextlib.suppress(ArithmeticError):
+            again.check(4, 2.0)
+        metrics.forget_from(path, 3)
+        assert all(line["step"] < 3 for line in metrics.read(path))
+
+    return [path], read
+
+
+def config(folder: Path) -> Files:
+    path = folder / "config.toml"
+    config = replace(train.TrainConfig(), out_dir=Path("out/ä"), max_steps=12)
+    path.write_text(cli.dump_config(config), encoding="utf-8")
+
+    def read() -> None:
+        try:
+            with contextlib.redirect_stderr(io.StringIO()):
+                parsed = cli.parse_config(train.TrainConfig, [str(path)])
+        except SystemExit as stop:
+            raise ValueError(f"exit code {stop.code}") from None
+        cli._check(tomllib.loads(cli.dump_config(parsed)), parsed, "config.toml")
+
+    return [path], read
+
+
+def folder_of_the_hub(folder: Path, tokenizer: Tokenizer, form: str) -> Files:
+    hub_folder.export(state_of(tokenizer, form), folder, license="")
+    names = ("config.json", "tokenizer.json", "model.safetensors")
+    return [folder / name for name in names], lambda: check_model(foreign.read(folder, None))
+
+
 # --- Controls -------------------------------------------------------------------------------------
 
 
@@ -112,18 +173,8 @@ class Same(str):
         return False
 
 
-@contextlib.contextmanager
-def sha256_not_compared() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files, "sha256", lambda _: Same())
-        yield
-
-
-@contextlib.contextmanager
-def meta_not_compared() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("data.loader.sha256_of", lambda _: Same())
-        yield
+sha256_not_compared = broken("sha256_not_compared", files, "sha256", lambda _: Same())
+meta_not_compared = broken("meta_not_compared", data.loader, "sha256_of", lambda _: Same())
 
 
 @contextlib.contextmanager
@@ -149,14 +200,7 @@ def test_a_damaged_checkpoint_is_refused(cases: Cases, saved: Path):
 
 @pytest.mark.promise(controls=[functools.partial(raising_another_error, files)])
 def test_a_damaged_record_of_checkpoints_is_refused_or_leads_to_the_same(cases: Cases, saved: Path):
-    expected = plain(checkpoint.load(saved, "last"))
-
-    def read() -> None:
-        checkpoint.newest_first(saved)
-        checkpoint.history(saved)
-        assert plain(checkpoint.load(saved, "last")) == expected
-
-    survive(cases(60, 10_000), [saved / checkpoint.RECORD], read)
+    survive(cases(60, 10_000), *record_of_checkpoints(saved))
 
 
 @pytest.mark.usefixtures("no_random_weights")
@@ -199,36 +243,12 @@ def test_a_damaged_share_of_a_checkpoint_is_refused(cases: Cases, tmp_path: Path
 
 @pytest.mark.promise(controls=[functools.partial(raising_another_error, files)])
 def test_a_damaged_log_is_refused_or_has_numbers(cases: Cases, tmp_path: Path):
-    path = tmp_path / "metrics.jsonl"
-    lines = [{"step": i, "train_loss": 2.5 - i / 9, "grad_norm": 0.5} for i in range(6)]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (tmp_path / "config.toml").write_text("seed = 1")
-
-    def read() -> None:
-        again = Repeated(report.lines_to_repeat(tmp_path, "seed = 1", 3))
-        with contextlib.suppress(ArithmeticError):
-            again.check(4, 2.0)
-        metrics.forget_from(path, 3)
-        assert all(line["step"] < 3 for line in metrics.read(path))
-
-    survive(cases(60, 10_000), [path], read)
+    survive(cases(60, 10_000), *log(tmp_path))
 
 
 @pytest.mark.promise(controls=[functools.partial(raising_another_error, cli)])
 def test_a_damaged_config_is_refused_or_valid(cases: Cases, tmp_path: Path):
-    path = tmp_path / "config.toml"
-    config = replace(train.TrainConfig(), out_dir=Path("out/ä"), max_steps=12)
-    path.write_text(cli.dump_config(config), encoding="utf-8")
-
-    def read() -> None:
-        try:
-            with contextlib.redirect_stderr(io.StringIO()):
-                parsed = cli.parse_config(train.TrainConfig, [str(path)])
-        except SystemExit as stop:
-            raise ValueError(f"exit code {stop.code}") from None
-        cli._check(tomllib.loads(cli.dump_config(parsed)), parsed, "config.toml")
-
-    survive(cases(20, 2_000), [path], read)
+    survive(cases(20, 2_000), *config(tmp_path))
 
 
 # --- Datasets -------------------------------------------------------------------------------------
@@ -261,7 +281,7 @@ def test_damaged_tokens_are_refused(cases: Cases, datasets: dict[str, Path]):
     survive_as_dataset(cases(40, 10_000), datasets["char"], "train.bin", "val.bin")
 
 
-@pytest.mark.promise(controls=[functools.partial(raising_another_error, data.format)])
+@pytest.mark.promise(controls=[functools.partial(raising_another_error, data.loader)])
 def test_damaged_ranks_of_a_tokenizer_are_refused(cases: Cases, datasets: dict[str, Path]):
     survive_as_dataset(cases(60, 10_000), datasets["bpe"], "tokenizer.tiktoken")
 
@@ -298,14 +318,7 @@ def test_damaged_shards_of_llmc_are_refused_or_have_tokens(cases: Cases, tmp_pat
 def test_a_damaged_folder_of_the_hub_is_refused_or_a_model(
     cases: Cases, tmp_path: Path, tokenizers: dict[str, Tokenizer], kind: str, form: str
 ):
-    folder = tmp_path / "hub"
-    hub_folder.export(state_of(tokenizers[kind], form), folder, license="")
-    read_files = ("config.json", "tokenizer.json", "model.safetensors")
-
-    def read() -> None:
-        check_model(foreign.read(folder, None))
-
-    survive(cases(15, 4_000), [folder / name for name in read_files], read)
+    survive(cases(15, 4_000), *folder_of_the_hub(tmp_path / "hub", tokenizers[kind], form))
 
 
 @pytest.mark.usefixtures("no_random_weights")
@@ -348,3 +361,109 @@ def test_a_damaged_model_of_llmc_is_refused_or_a_model(
         check_model(foreign.read(path, datasets["char"]))
 
     survive(cases(60, 10_000), [path], read)
+
+
+# --- Edits that keep the form, by Hypothesis ------------------------------------------------------
+
+
+def description_of_a_dataset(folder: Path, dataset: Path) -> Files:
+    """Without its hash, as if the edit was made before it was written."""
+    shutil.copytree(dataset, folder)
+    path = folder / "meta.json"
+    meta = json.loads(path.read_text())
+    del meta["sha256"]
+    path.write_text(json.dumps(meta))
+    tokens = content(Dataset.open(folder))[:2]
+
+    def read() -> None:
+        found = content(Dataset.open(folder))
+        assert found[:2] == tokens
+        assert math.isfinite(found[3])
+
+    return [path], read
+
+
+def edited_files(
+    kind: str, folder: Path, datasets: dict[str, Path], tokenizers: dict[str, Tokenizer]
+) -> Files:
+    match kind:
+        case "record of checkpoints":
+            checkpoint.save(folder, state_of(tokenizers["char"]), ["last", "best"])
+            return record_of_checkpoints(folder)
+        case "log":
+            return log(folder)
+        case "config":
+            return config(folder)
+        case "meta.json":
+            return description_of_a_dataset(folder / "dataset", datasets["char"])
+        case "folder of the hub":
+            return folder_of_the_hub(folder / "hub", tokenizers["char"], "gpt2")
+    return folder_of_the_hub(folder / "hub", tokenizers["bpe"], "modern")
+
+
+@contextlib.contextmanager
+def another_error_everywhere() -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        for module in (files, cli, data.loader):
+            stack.enter_context(raising_another_error(module))
+        yield
+
+
+KINDS = (
+    "record of checkpoints",
+    "log",
+    "config",
+    "meta.json",
+    "folder of the hub",
+    "modern folder",
+)
+
+
+@pytest.mark.usefixtures("no_random_weights")
+@pytest.mark.promise(controls=[another_error_everywhere])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_edited_in_its_own_form_is_refused_or_leads_to_what_it_should(
+    kind: str, cases: Cases, tmp_path: Path, datasets: Any, tokenizers: Any
+):
+    survive_edits(cases, 20, 2_000, *edited_files(kind, tmp_path, datasets, tokenizers))
+
+
+halves_kept = broken("halves_kept", data.tokenizer, "well_formed", lambda text: text)
+
+
+@pytest.mark.promise(controls=[halves_kept])
+def test_any_text_comes_back_from_the_command_line_and_from_a_tokenizer_that_has_its_letters(
+    cases: Cases, tokenizers: dict[str, Tokenizer]
+):
+    def check(text: str) -> None:
+        flags = cli.parse_config(sample.SampleConfig, [f"--prompt={text}"])
+        assert flags.prompt == text
+        joined = json.loads(json.dumps(text))  # which joins halves of a character
+        for kind in ("byte", "bpe"):
+            whole = re.sub("[\ud800-\udfff]", "\ufffd", joined)
+            assert tokenizers[kind].decode(tokenizers[kind].encode(text)) == whole
+        char = tokenizers["char"]
+        if set(text) <= set(char.state()["characters"]):
+            assert char.decode(char.encode(text)) == text
+        else:
+            with pytest.raises(ValueError, match="the character vocabulary lacks"):
+                char.encode(text)
+
+    drawn(cases, 40, 5_000, TEXT | FEW_LETTERS, check)
+
+
+@pytest.mark.promise(controls=[functools.partial(raising_another_error, prompts)])
+def test_any_bytes_are_refused_as_a_file_of_prompts_or_have_some(cases: Cases, tmp_path: Path):
+    def check(content: bytes) -> None:
+        for path in (tmp_path / "prompts.txt", tmp_path / "prompts.jsonl"):
+            path.write_bytes(content)
+            check_read(functools.partial(read, path), f"{path.name} as {content!r}")
+
+    def read(path: Path) -> None:
+        found = prompts.read_prompts(path)
+        assert found
+        assert all(isinstance(prompt, str) and prompt for prompt in found)
+
+    lines = st.lists(TEXT.map(lambda text: json.dumps({"prompt": text}))).map("\n".join)
+    texts = (lines | TEXT).map(lambda text: text.encode(errors="replace"))
+    drawn(cases, 40, 5_000, texts | st.binary(max_size=40), check)

@@ -265,6 +265,7 @@ def test_a_folder_that_is_no_dataset_is_refused_with_the_command_that_makes_one(
         ("meta.json", lambda data: data[:-3], "is damaged"),
         ("meta.json", lambda data: b"[]", "is damaged"),
         ("meta.json", lambda data: data.replace(b'"tokens"', b'"tocens"'), "lacks 'tokens'"),
+        ("meta.json", lambda data: data.replace(b'"bytes"', b'"bites"'), "lacks 'bytes'"),
         ("meta.json", lambda data: data.replace(b'version": 1', b'version": 2'), "version is 2"),
         ("meta.json", lambda data: data.replace(b'size": 270', b'size": 271'), "should be 270"),
     ],

@@ -24,7 +24,7 @@ from data.hub_tokenizer import HubTokenizer
 from data.loader import Dataset
 from data.prepare import PrepareConfig, main, prepare
 from data.tokenizer import GPT2_PATTERN, BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer
-from exchange import gguf_file, hub_folder, hub_models, vocabulary
+from exchange import architecture, gguf_file, hub_folder, hub_models, vocabulary
 from helpers import TINY, contents, run_here, train_here, words, write_dataset
 from model import GPT, ModelConfig
 from sampling.load import load_model
@@ -123,6 +123,7 @@ def library(tokenizer: Tokenizer) -> Any:
     return Theirs.from_str(json.dumps(vocabulary.to_json(tokenizer)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bpe", "byte"])
 def test_their_tokenizer_has_our_ids_for_every_code_point(name: str):
     tokenizer = tokenizers()[name]
@@ -450,13 +451,13 @@ def damaged(folder: Path, change: str) -> Path:
         ("a vocabulary beyond all memory", "no model has the sizes of"),
         ("a field that is no number", "no model has the sizes of"),
         ("a damaged note of ours", "config.json is damaged"),
-        ("an index of nothing", "must have a weight_map"),
+        ("an index of nothing", "model.safetensors.index.json is damaged"),
         ("no JSON", "tokenizer.json is damaged"),
         ("too short", "model.safetensors is damaged"),
         ("a header larger than the file", "model.safetensors is damaged"),
         ("no magic", "model.safetensors is damaged"),
         ("no weights", "model.safetensors"),
-        ("a name that climbs out", "names ../other, which is not in the folder"),
+        ("a name that climbs out", "'../other' must be a plain file name"),
         ("a missing shard", "b.safetensors"),
         ("a second head", "the config ties the head to the embedding, but the two differ"),
         ("another shape", "must have the shape"),
@@ -478,6 +479,11 @@ def test_a_folder_that_is_damaged_or_of_another_kind_is_refused_and_nothing_is_w
     assert error.count("\n") == 1
     assert sentence in error
     assert not (tmp_path / "run").exists()
+
+
+def test_a_tie_that_is_neither_true_nor_false_is_refused():
+    with pytest.raises(ValueError, match="tie_word_embeddings must be true or false: got"):
+        architecture.from_json({"model_type": "qwen3", "tie_word_embeddings": ["true"]})
 
 
 class Evil:

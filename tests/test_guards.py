@@ -8,6 +8,7 @@ import shutil
 import statistics
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -202,6 +203,27 @@ def test_where_a_step_takes_far_longer_than_the_others_it_says_where_each_thread
     step_that_hangs(1)
     assert re.search(r"Timeout.*in step_that_hangs", capfd.readouterr().err, re.S)
     watch.rest()
+
+
+def test_a_run_that_fails_leaves_no_timer_behind(
+    tiny: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+):
+    def update(run: train.Run, batch: Any) -> None:
+        if run.progress.step == 3:
+            raise ValueError("it fails")
+        real_update(run, batch)
+
+    real_update = train.update
+    monkeypatch.setattr(train, "update", update)
+    monkeypatch.setattr(guards, "RECENT", 1)  # after which steps are watched
+    monkeypatch.setattr(guards, "LEAST_SECONDS", 0.4)
+    with pytest.raises(ValueError, match="it fails"):
+        train_here(tiny, tmp_path / "run")
+    time.sleep(1)
+    assert "Timeout" not in capfd.readouterr().err
 
 
 # --- Processes ------------------------------------------------------------------------------------

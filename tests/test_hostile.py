@@ -27,11 +27,12 @@ from data.sources import Corpus
 from data.tokenizer import GPT2_PATTERN, BPETokenizer, ByteTokenizer
 from engine import checkpoint, metrics
 from exchange import foreign, hub_folder
-from helpers import words
+from helpers import on_linux, words
 from sampling import fastest
 from sampling.load import load_model
 from test_damage import state_of
 
+pytestmark = on_linux
 DEEP = 100_000
 TEXTS = {
     "deep lists": "[" * DEEP + "]" * DEEP,

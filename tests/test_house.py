@@ -38,13 +38,13 @@ LIBRARIES = {  # what a room may import besides torch, numpy and the standard li
     "engine.wandb_run": {"requests", "wandb"},
     "exchange.gguf_file": {"gguf"},
     "exchange.hub_folder": {"safetensors"},
-    "viewer.picture": {"matplotlib"},
+    "viewer.page": {"rjsmin"},
     "viewer.record": {"tqdm"},
 }
 KNOWS = {  # data and the model know no other room
     "engine": {"model"},
     "sampling": {"data", "engine", "model"},
-    "viewer": {"engine", "model", "sampling"},
+    "viewer": {"data", "engine", "model", "sampling"},
     "exchange": {"data", "model"},
     "benchmarks": {"data", "engine", "exchange", "model", "sampling", "viewer"},
 }
@@ -52,7 +52,7 @@ BUDGETS = {"model": 330, "train": 250, "sample": 200, "cli": 130}  # lines; othe
 MOST_LINES = 10800  # without the exchange with other projects
 MOST_LINES_OF_EXCHANGE = 1000  # with convert.py
 MOST_LINES_OF_BENCHMARKS = 1700
-MOST_LINES_OF_A_ROOM = 2800
+MOST_LINES_OF_A_ROOM = 2850
 BLOCKS = (ast.For, ast.While, ast.If, ast.With, ast.Try, ast.Match)
 
 

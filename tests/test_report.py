@@ -1,5 +1,6 @@
 """The picture of the loss, the use of the hardware, and what a run says of itself."""
 
+import errno
 import json
 import struct
 from pathlib import Path
@@ -8,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+import files
 from engine import report
 from engine.count import flops_per_token, peak_flops
 from engine.parallel import World
+from helpers import train_here
 from model import GPT, ModelConfig
 
 CPU = World(torch.device("cpu"))
@@ -41,6 +44,14 @@ def test_the_picture_is_a_png_whatever_was_logged(tmp_path: Path, lines: list[An
     data = (tmp_path / "loss.png").read_bytes()
     assert data.startswith(b"\x89PNG\r\n\x1a\n")
     assert struct.unpack(">II", data[16:24]) == (840, 480)
+
+
+def test_a_run_whose_log_cannot_be_opened_leaves_its_folder_to_others(tiny: Path, tmp_path: Path):
+    (tmp_path / "run/metrics.jsonl").mkdir(parents=True)
+    with pytest.raises(OSError, match=r"metrics\.jsonl") as failed:  # which keeps all that it knew
+        train_here(tiny, tmp_path / "run")
+    files.Lock(tmp_path / "run").close()
+    assert failed.value.errno == errno.EISDIR
 
 
 def test_both_losses_are_drawn_at_their_steps_and_the_bigram_models_as_a_line(

@@ -436,6 +436,7 @@ LIMITED = {
 }
 
 
+@pytest.mark.slow
 @needs_fbgemm
 def test_all_of_this_holds_on_a_processor_with_avx2_alone():
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]

@@ -26,8 +26,8 @@ from data.prepare import PrepareConfig, prepare
 from engine import checkpoint, resume, saver
 from engine.parallel import World
 from faults import FAULTS, Disk, Killed, broken_disk, put, recorded
-from helpers import contents, outcome, run_here, train_here, words
-from promises import Cases
+from helpers import contents, on_linux, outcome, run_here, train_here, weights_alone, words
+from promises import Cases, broken
 
 Content = Any
 
@@ -94,8 +94,8 @@ def export_gguf(trained: Path, folder: Path, kind: str) -> None:
     run_quietly(convert.main, "export", *flags)
 
 
-def draw(kind: str, trained: Path, folder: Path, text: str) -> None:
-    flags = (f"--out_dir={trained}", f"--text={text}", f"--{kind}={folder / 'a'}.{kind}")
+def draw(trained: Path, folder: Path, text: str) -> None:
+    flags = (f"--out_dir={trained}", f"--text={text}", f"--html={folder / 'a.html'}")
     run_quietly(visualize.main, *flags)
 
 
@@ -123,8 +123,7 @@ WRITINGS = {
     "dataset": Writing(write_dataset, ("char", "bpe"), dataset),
     "folder for transformers": Writing(export_folder, needs_run=True),
     "gguf": Writing(export_gguf, ("f32", "f16"), needs_run=True),
-    "page": Writing(partial(draw, "html"), ("a", "e"), needs_run=True),
-    "picture": Writing(partial(draw, "png"), ("a", "e"), needs_run=True),
+    "page": Writing(draw, ("a", "e"), needs_run=True),
 }
 
 
@@ -210,14 +209,7 @@ def test_whichever_call_fails_or_kills_what_is_written_is_as_before_or_as_after(
             assert writing.content(folder) == new, disk.calls
 
 
-@contextlib.contextmanager
-def optimizer_not_restored() -> Iterator[None]:
-    def weights_alone(state: dict[str, Any], model: Any, _: object) -> None:
-        resume.load_weights(model, state["model"])
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(resume, "unpack", weights_alone)
-        yield
+optimizer_not_restored = broken("optimizer_not_restored", resume, "unpack", weights_alone)
 
 
 @pytest.mark.slow
@@ -243,20 +235,11 @@ def test_whichever_call_of_a_run_fails_or_kills_it_goes_on_to_the_end_of_an_undi
 # --- Power that fails -----------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def files_not_synced() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files, "sync", lambda file: file.flush())
-        yield
+files_not_synced = broken("files_not_synced", files, "sync", lambda file: file.flush())
+folder_not_synced = broken("folder_not_synced", files, "sync_folder", lambda _: None)
 
 
-@contextlib.contextmanager
-def folder_not_synced() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files, "sync_folder", lambda _: None)
-        yield
-
-
+@on_linux
 @pytest.mark.promise(controls=[files_not_synced, folder_not_synced])
 @pytest.mark.parametrize("save", [save, save_shared])
 def test_whenever_the_power_fails_there_is_a_last_checkpoint_that_loads(

@@ -114,7 +114,9 @@ class Training:
 def test_a_long_run_holds_no_more_at_its_end_and_pauses_change_nothing(
     cases: Cases, tmp_path: Path, request: pytest.FixtureRequest
 ):
-    steps = request.config.getoption("--soak_steps") or (20_000 if cases.is_full else 600)
+    steps = request.config.getoption("--soak_steps") or (
+        10_000 if cases.is_full and not cases.is_control else 600
+    )
     config = write_tiny(tmp_path)
     steady, paused = (Training(tmp_path / name, config, steps) for name in ("steady", "paused"))
     n_pauses = 0

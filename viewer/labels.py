@@ -1,5 +1,6 @@
 """Name what a head does, but only if its score, a baseline and its ablation agree."""
 
+from data.stories import ROLES
 from viewer.probe import Measured
 from viewer.scores import NAMES
 
@@ -8,7 +9,7 @@ TIMES_UNIFORM = 5  # uniform attention alone scores high on short texts
 COST_WRITTEN = 0.01  # nats per token that the head must be worth on text,
 COST_COPIED = 0.1  # or on copies
 PERIODS_NEEDED = 2  # one period cannot tell copying from looking a fixed number of tokens back
-LABELS = ("induction", "duplicate", "previous", "current", "first")
+LABELS = ("induction", "duplicate", "previous", "current", "first", "column", *ROLES)
 
 
 def label(layer: int, head: int, measured: Measured) -> tuple[str, str]:

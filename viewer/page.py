@@ -9,14 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
+import rjsmin
 from torch import Tensor
 
 FOLDER = Path(__file__).parent / "page"
-SCRIPTS = ("data.js", "draw.js", "numbers.js", "panels.js", "main.js")
-N_LOGITS = 100  # the likeliest tokens at each position
-N_SHOWN = 10  # of these are listed by name
-TEMPERATURES = tuple(round(0.1 * n, 1) for n in range(1, 21))
+SCRIPTS = (
+    *("data.js", "weights.js", "tokenizer.js", "gpt.js", "read.js", "draw.js", "numbers.js"),
+    *("panels.js", "write.js", "follow.js", "compare.js", "examples.js", "walk.js", "main.js"),
+)
+N_SHOWN = 10  # of the likeliest tokens
 
 Json = dict[str, Any]
 Names = Callable[[int], str]  # token id -> how it is shown
@@ -27,47 +28,34 @@ def packed(tensor: Tensor) -> str:
     return base64.b64encode(tensor.detach().cpu().float().numpy().astype("<f4").tobytes()).decode()
 
 
-def triangle(weights_TT: Tensor) -> Tensor:
-    """[[1, 0], [2, 3]] -> [1, 2, 3]: the rows of a causal matrix without what is masked."""
-    rows, columns = torch.tril_indices(*weights_TT.shape)
-    return weights_TT[rows, columns]
-
-
 def number(value: float | Tensor) -> float | None:
     """Round to 6 decimals; None stands for nan and infinity, which JSON lacks."""
     return round(float(value), 6) if math.isfinite(value) else None
 
 
-def tensors(
-    q_TD: Tensor, k_SD: Tensor, v_SD: Tensor, weights_TS: Tensor, y_TD: Tensor, causal: bool
-) -> Json:
+def tensors(q_TD: Tensor, k_SD: Tensor, v_SD: Tensor, weights_TS: Tensor, y_TD: Tensor) -> Json:
     """Pack the tensors of one head, from which the page computes what is behind each cell."""
-    weights = triangle(weights_TS) if causal else weights_TS
-    named = {"q": q_TD, "k": k_SD, "v": v_SD, "w": weights, "o": y_TD}
+    named = {"q": q_TD, "k": k_SD, "v": v_SD, "w": weights_TS, "o": y_TD}
     return {name: packed(tensor) for name, tensor in named.items()}
 
 
 def predictions(logits_TV: Tensor, truth_T: Tensor, names: Names) -> Json:
-    """Pack what each position predicts, so that the page can sample with any temperature and cut.
+    """Return what is likeliest at each position, and how likely the right token is.
 
-    `truth_T` holds the right tokens, -1 where there is none. The page has only the largest logits
-    z, so for each temperature t it is given ln Σ exp(z/t) over the whole vocabulary.
+    `truth_T` holds the right tokens, -1 where there is none.
     """
-    logits_TV = logits_TV.cpu().double()
-    truth_T = truth_T.cpu()
-    top = logits_TV.topk(min(N_LOGITS, logits_TV.shape[-1]))
-    sums_TN = torch.stack([(logits_TV / t).logsumexp(-1) for t in TEMPERATURES], dim=-1)
-    true_T1 = truth_T.clamp(min=0)[:, None]
-    losses_T = -logits_TV.log_softmax(-1).gather(-1, true_T1)[:, 0]
-    ranks_T = (logits_TV > logits_TV.gather(-1, true_T1)).sum(-1).masked_fill(truth_T < 0, -1)
+    log_p_TV = logits_TV.cpu().double().log_softmax(-1)
+    true_T1 = truth_T.cpu().clamp(min=0)[:, None]
+    is_known_T = truth_T.cpu() >= 0
+    top = log_p_TV.topk(min(N_SHOWN, log_p_TV.shape[-1]))
+    true_log_p_T1 = log_p_TV.gather(-1, true_T1)
+    ranks_T = (log_p_TV > true_log_p_T1).sum(-1).where(is_known_T, -1)
     return {
-        "top": [[names(token) for token in row] for row in top.indices[:, :N_SHOWN].tolist()],
+        "top": [[names(token) for token in row] for row in top.indices.tolist()],
+        "chances": packed(top.values.exp()),
         "truth": [names(token) if token >= 0 else None for token in truth_T.tolist()],
         "ranks": ranks_T.tolist(),
-        "logits": packed(top.values),
-        "sums": packed(sums_TN),
-        "losses": packed(losses_T.masked_fill(truth_T < 0, math.nan)),
-        "loss": number(losses_T[truth_T >= 0].mean()),
+        "losses": packed(-true_log_p_T1[:, 0].where(is_known_T, math.nan)),
     }
 
 
@@ -76,14 +64,14 @@ def as_json(data: object) -> str:
     return json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
-def build(scenes: list[Json], live: bool = False) -> str:
-    """Return the page as text; `live` adds a text box that asks the server of the page."""
-    scripts = (*SCRIPTS, "live.js") if live else SCRIPTS
+def build(scenes: list[Json]) -> str:
+    """Return the page as text."""
     style = (FOLDER / "page.css").read_text(encoding="utf-8")
-    script = "\n".join((FOLDER / name).read_text(encoding="utf-8") for name in scripts)
-    # A browser runs this script and no other, loads nothing, and talks at most to its own origin
+    script = "\n".join((FOLDER / name).read_text(encoding="utf-8") for name in SCRIPTS)
+    script = str(rjsmin.jsmin(script))  # without comments and indentation it is a quarter smaller
+    style = re.sub(r"\s*([{};,])\s*", r"\1", style)
+    # A browser runs this script and no other, loads nothing, and talks to nobody
     policy = f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}"
-    policy += "; connect-src 'self'" if live else ""
     parts = {"policy": policy, "style": style, "script": script, "data": as_json(scenes)}
     template = (FOLDER / "page.html").read_text(encoding="utf-8")
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)

@@ -6,10 +6,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from data.roles import tell
+from data.stories import OPENING
+from data.tokenizer import Tokenizer
 from model import GPT
 from sampling.decode import Decoder
 from viewer.record import costs, losses, record
-from viewer.scores import SCORES, uniform
+from viewer.scores import SCORES, beyond_distance, uniform
 
 N_TEXTS = 4  # Olsson et al., 2022, average over ten; the mean of four is steady enough
 LENGTH = 64  # tokens of each text
@@ -25,9 +28,11 @@ class Probes:
     """Texts for all checkpoints of a run, so that their scores can be compared."""
 
     written_BT: Tensor
-    """Texts that the model wrote, so of the kind that it was trained on."""
+    """Texts of the kind that the model writes, so that it was trained on: its own, or stories."""
     copies: list[Tensor]
     """For each period P texts (B, 2P): P random tokens, all different, and the same again."""
+    roles: dict[str, Tensor]
+    """For each role which words of the written texts are in it (B, T, T); {} if not stories."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,9 @@ class Measured:
 
 
 @torch.inference_mode()
-def make_probes(model: GPT, start: int, vocab_size: int) -> Probes:
+def make_probes(
+    model: GPT, start: int, vocab_size: int, tokenizer: Tokenizer | None = None
+) -> Probes:
     """Let `model` write from the token `start` on, and shuffle tokens that could follow.
 
     A small model copies only what it has seen repeated, so arbitrary tokens would show nothing. The
@@ -70,7 +77,10 @@ def make_probes(model: GPT, start: int, vocab_size: int) -> Probes:
         orders = (torch.randperm(len(alike_N), generator=generator) for _ in range(N_TEXTS // 2))
         once_BP = torch.stack([alike_N[order_N[:period]] for order_N in orders])
         copies.append(once_BP.repeat(1, 2).to(written_BT.device))
-    return Probes(written_BT, copies)
+    if not tokenizer or not all(OPENING.search(tokenizer.decode(t)) for t in written_BT.tolist()):
+        return Probes(written_BT, copies, {})
+    stories_BT, roles = tell(tokenizer, start, model.config.context_length)
+    return Probes(stories_BT.to(written_BT.device), copies, roles)
 
 
 def write(model: GPT, start: int, vocab_size: int, generator: torch.Generator) -> Tensor:
@@ -92,8 +102,10 @@ def measure(model: GPT, probes: Probes) -> Measured:
     copied = [mean_scores(model, tokens_BT) for tokens_BT in probes.copies]
     losses_copied = [second_copy(losses(model, t)).mean() for t in probes.copies]
     costs_copied = [second_copy(costs(model, t)).mean((2, 3)) for t in probes.copies]
+    weights_LHBTT = record(model, probes.written_BT).weights_LBHTS.cpu().transpose(1, 2)
+    by_role = {role: beyond_distance(weights_LHBTT, mask) for role, mask in probes.roles.items()}
     return Measured(
-        written=mean_scores(model, probes.written_BT),
+        written=mean_scores(model, probes.written_BT) | by_role,
         copied={name: stack([found[name] for found in copied], shape).amin(0) for name in SCORES},
         uniform={name: baseline(name, probes) for name in SCORES},
         cost_written_LH=costs(model, probes.written_BT).mean((2, 3)).cpu(),
@@ -113,6 +125,8 @@ def mean_scores(model: GPT, tokens_BT: Tensor) -> dict[str, Tensor]:
 
 def baseline(name: str, probes: Probes) -> float:
     """Return the score of uniform attention; on copies the largest over the periods."""
+    if name in probes.roles:
+        return float(beyond_distance(uniform(probes.written_BT.shape[1]), probes.roles[name]))
     texts = [t[0] for t in probes.copies] if name in ON_COPIES else list(probes.written_BT)
     values = [float(SCORES[name](uniform(len(t)), t.cpu())) for t in texts]
     return max(values, default=math.nan)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model import attention
-from viewer.page import TEMPERATURES, Json, predictions, tensors
+from viewer.page import Json, predictions, tensors
 
 LETTERS = string.ascii_lowercase
 WORD = "stressed"  # the example; backwards it is a word, too
@@ -64,7 +64,7 @@ def frame(toy: Reverser, step: int) -> Json:
     q_BHTD, k_BHSD, v_BHSD = toy.queries_keys_values(source_BS)
     y_BHTD, weights_BHTS = attention(q_BHTD, k_BHSD, v_BHSD)
     found = (tensor[0, 0] for tensor in (q_BHTD, k_BHSD, v_BHSD, weights_BHTS, y_BHTD))
-    head = {"row": 0, "name": "cross-attention", "axes": 0, **tensors(*found, causal=False)}
+    head = {"row": 0, "name": "cross-attention", "axes": 0, **tensors(*found)}
     answer = predictions(toy(source_BS)[0], source_BS[0].flip(0), LETTERS.__getitem__)
     return {"step": step, "panels": [head], **answer}
 
@@ -86,7 +86,6 @@ def reverser_scene() -> Json:
         "position of the answer attends to the letters of the source. Nobody told it to which.",
         "rows": ["one head"],
         "axes": [{"queries": [*WORD[::-1]], "keys": [*WORD], "causal": False, "scale": WIDTH**0.5}],
-        "temperatures": TEMPERATURES,
         "notices": [],
         "frames": frames,
     }

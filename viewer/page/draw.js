@@ -26,55 +26,55 @@ function paint(width, height, cells) {
   return canvas;
 }
 
+// A cell shows a weight or, if two texts are compared, by how much it differs; null if there is nothing to show
 function visitCells(panel, visit) {
-  const [down, across] = sides(panel);
-  for (let y = 0; y < down.length; y++)
-    for (let x = 0; x < across.length; x++) {
-      const [j, i] = place({ i: y, j: x });
-      visit(weight(panel, i, j), isMasked(panel, i, j), x, y);
-    }
+  const { queries, keys } = panel.axis, value = compares() ? difference : weight;
+  for (let i = 0; i < queries.length; i++)
+    for (let j = 0; j < keys.length; j++) visit(isMasked(panel, i, j) ? null : value(panel, i, j), i, j);
+}
+
+function tone(value) {
+  if (!compares()) return colours[level(value)];
+  const paper = rgb(colour("paper")), ink = rgb(colour(value > 0 ? "seen" : "accent")), much = Math.sqrt(Math.abs(value));
+  return paper.map((from, c) => Math.round(from + much * (ink[c] - from)));
 }
 
 function bitmap(panel) {
-  const [down, across] = sides(panel), cells = [];
-  visitCells(panel, (w, hidden) => cells.push(hidden ? masked : pixels[level(w)]));
-  return paint(across.length, down.length, cells);
+  const cells = [];
+  visitCells(panel, (value) => cells.push(value === null ? masked : compares() ? pixel(tone(value)) : pixels[level(value)]));
+  return paint(panel.axis.keys.length, panel.axis.queries.length, cells);
 }
 
-const sides = ({ axis }) => (state.transposed ? [axis.keys, axis.queries] : [axis.queries, axis.keys]);
 const focused = () => state.hover ?? { i: state.row, j: state.column };
-const place = ({ i, j }) => (state.transposed ? [i, j] : [j, i]); // x, y of a cell, or i, j of x, y
 const LEFT = 84, TOP = 76; // pixels for the names beside a map
 
 const short = (name, most) => (name.length > most ? `${name.slice(0, most - 1)}…` : name);
 
-function cellSize(panel, width, height) {
-  const [down, across] = sides(panel);
-  return Math.min(88, (width - LEFT - 2) / across.length, (height - TOP - 2) / down.length);
+function cellSize({ axis: { queries, keys } }, width, height) {
+  return Math.min(88, (width - LEFT - 2) / keys.length, (height - TOP - 2) / queries.length);
 }
 
 function drawMap(canvas) {
-  const { panel, cell } = canvas, [down, across] = sides(panel), context = canvas.getContext("2d");
-  const [wide, high] = [cell * across.length, cell * down.length], dense = window.devicePixelRatio;
+  const { cell } = canvas, { panel } = state, { queries, keys } = panel.axis, context = canvas.getContext("2d");
+  const [wide, high] = [cell * keys.length, cell * queries.length], dense = window.devicePixelRatio;
   Object.assign(canvas, { width: (LEFT + wide + 2) * dense, height: (TOP + high + 2) * dense });
   canvas.style.width = `${LEFT + wide + 2}px`; // the height follows
   context.scale(dense, dense);
   context.imageSmoothingEnabled = false;
   context.drawImage(panel.small, LEFT, TOP, wide, high);
-  drawNames(context, cell, down, across);
+  drawNames(context, cell, queries, keys);
   if (cell >= 34) drawWeights(context, panel, cell);
-  const outline = (at, name, thick) => {
-    const [x, y] = place(at);
+  const outline = ({ i, j }, name, thick) => {
     Object.assign(context, { strokeStyle: colour(name), lineWidth: thick });
-    context.strokeRect(LEFT + x * cell, TOP + y * cell, cell, cell);
+    context.strokeRect(LEFT + j * cell, TOP + i * cell, cell, cell);
   };
   if (state.hover) outline(state.hover, "soft", 1.5);
   outline({ i: state.row, j: state.column }, "seen", 2.5);
 }
 
 // Names on both sides of a map; if they do not fit, those in focus
-function drawNames(context, cell, down, across) {
-  const [x, y] = place(focused()), fits = cell >= 9, size = fits ? Math.min(12, cell) : 12;
+function drawNames(context, cell, queries, keys) {
+  const { i, j } = focused(), fits = cell >= 9, size = fits ? Math.min(12, cell) : 12;
   const write = (name, isFocus, dx, dy, angle) => {
     if (!fits && !isFocus) return;
     context.save();
@@ -86,29 +86,29 @@ function drawNames(context, cell, down, across) {
     context.restore();
   };
   context.textBaseline = "middle";
-  down.forEach((name, n) => write(name, n === y, LEFT - 6, TOP + (n + 0.5) * cell, 0));
-  across.forEach((name, n) => write(name, n === x, LEFT + (n + 0.5) * cell, TOP - 6, -Math.PI / 2));
+  queries.forEach((name, n) => write(name, n === i, LEFT - 6, TOP + (n + 0.5) * cell, 0));
+  keys.forEach((name, n) => write(name, n === j, LEFT + (n + 0.5) * cell, TOP - 6, -Math.PI / 2));
   Object.assign(context, { font: "11px system-ui", fillStyle: colour("soft") });
-  context.fillText(state.transposed ? "queries →" : "keys →", 0, 8);
-  context.fillText(state.transposed ? "keys ↓" : "queries ↓", 0, 24);
+  context.fillText("keys →", 0, 8);
+  context.fillText("queries ↓", 0, 24);
 }
 
 function drawWeights(context, panel, cell) {
   Object.assign(context, { textAlign: "center", font: `${Math.min(15, cell / 3.2)}px system-ui` });
-  visitCells(panel, (w, hidden, x, y) => {
-    const text = hidden ? "" : show(w, cell > 60 ? 4 : 2);
-    context.fillStyle = inkOn(colours[level(w)]);
-    context.fillText(text, LEFT + (x + 0.5) * cell, TOP + (y + 0.5) * cell);
+  visitCells(panel, (value, i, j) => {
+    const text = value === null ? "" : show(value, cell > 60 ? 4 : 2);
+    context.fillStyle = inkOn(tone(value ?? 0));
+    context.fillText(text, LEFT + (j + 0.5) * cell, TOP + (i + 0.5) * cell);
   });
 }
 
 const FAINT = 0.02; // lines below it could not be seen
 
 // Queries on the left, keys on the right
-function drawLines(panel, width, height) {
-  const { queries, keys } = panel.axis, most = Math.max(queries.length, keys.length);
+function drawLines(width, height) {
+  const { panel, hover: at } = state, { queries, keys, self } = panel.axis, most = Math.max(queries.length, keys.length);
   const step = Math.max(17, Math.min(40, height / most)), from = 130, to = width - 130, half = width / 2;
-  const y = (n) => (n + 0.5) * step, { hover: at } = state, lines = [];
+  const y = (n) => (n + 0.5) * step, both = (n) => ({ i: n, j: n }), lines = [];
   for (const i of range(queries.length))
     for (const j of range(keys.length)) {
       const w = weight(panel, i, j), asks = !at || i === at.i;
@@ -122,8 +122,7 @@ function drawLines(panel, width, height) {
     text.onclick = () => choose(Math.min(n, queries.length - 1));
     return text;
   });
-  const both = (n) => ({ i: n, j: n }), { self } = panel.axis;
-  return svg("svg", { viewBox: `0 0 ${width} ${step * most}`, role: "img", "aria-label": "lines" },
+  return picture("lines", width, step * most,
     ...lines, ...names(queries, from - 8, "end", self ? both : (i) => ({ i, j: -1 })),
     ...names(keys, to + 8, "start", self ? both : (j) => ({ i: -1, j })));
 }
@@ -135,8 +134,7 @@ function chart(curves, { level = null, now, top = null }) {
   const x = (value) => left + ((W - left - 6) * value) / last, y = (value) => 6 + (H - 24) * (1 - value / most);
   const path = (kind, all) => svg("path", { class: kind, d: all.map(([px, py], n) => `${n ? "L" : "M"}${x(px)} ${y(py)}`).join("") });
   const text = (x, y, words) => svg("text", { x, y, "text-anchor": "end" }, words);
-  return svg("svg", { viewBox: `0 0 ${W} ${H}`, role: "img", "aria-label": "curves" },
-    svg("rect", { x: left, y: 6, width: W - left - 6, height: H - 24 }),
+  return picture("curves", W, H,
     text(left - 4, 14, show(most, 2)), text(W - 6, H - 4, `step ${last}`),
     ...curves.map(([kind, all]) => path(kind, all)),
     path("dashed", level === null ? [] : [[0, level], [last, level]]), path("now", [[now, 0], [now, most]]));
