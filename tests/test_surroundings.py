@@ -122,7 +122,7 @@ class Jobs:
         self.before_and_after = cache(self._before_and_after)
 
     def do(self, job: str, disk: Path) -> tuple[int, str]:
-        # The kernel that a trial finds faster may round otherwise, and the texts have log-probabilities
+        # The kernel that a trial finds faster may round otherwise: texts have log-probabilities
         same_kernel = mock.patch("sampling.precision.is_faster_packed", return_value=False)
         # pytest's own output is a file, with a limit too
         with same_kernel, contextlib.redirect_stdout(io.StringIO()):
