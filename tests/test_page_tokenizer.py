@@ -6,12 +6,12 @@ import json
 import random
 import time
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from browser import Page, chromium, find_chromium
+from browser import Page
 from data.bpe import train_bpe
 from data.tokenizer import (
     GPT2_PATTERN,
@@ -89,13 +89,9 @@ def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
 
 
 @pytest.fixture(scope="module")
-def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    binary = find_chromium()
-    if binary is None:
-        pytest.skip("needs Chromium: apt-get install chromium")
-    with chromium(binary, tmp_path_factory.mktemp("profile")) as tab:
-        tab.open_scripts(tmp_path_factory.mktemp("page"), "data.js", "tokenizer.js")
-        yield tab
+def tab(browser: Page, tmp_path_factory: pytest.TempPathFactory) -> Page:
+    browser.open_scripts(tmp_path_factory.mktemp("page"), "data.js", "tokenizer.js")
+    return browser
 
 
 @pytest.fixture

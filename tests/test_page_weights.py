@@ -3,7 +3,6 @@
 import base64
 import json
 import math
-from collections.abc import Iterator
 from typing import Any, get_args
 
 import numpy as np
@@ -11,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from browser import Page, chromium, find_chromium
+from browser import Page
 from model import GPT, ModelConfig
 from viewer.weights import Form, pack, rounded
 
@@ -26,13 +25,9 @@ SMALLEST = 2.0**-149  # float32
 
 
 @pytest.fixture(scope="module")
-def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    binary = find_chromium()
-    if binary is None:
-        pytest.skip("needs Chromium: apt-get install chromium")
-    with chromium(binary, tmp_path_factory.mktemp("profile")) as tab:
-        tab.open_scripts(tmp_path_factory.mktemp("page"), "data.js", "weights.js")
-        yield tab
+def tab(browser: Page, tmp_path_factory: pytest.TempPathFactory) -> Page:
+    browser.open_scripts(tmp_path_factory.mktemp("page"), "data.js", "weights.js")
+    return browser
 
 
 @pytest.fixture(params=MODELS)
