@@ -102,10 +102,8 @@ def measure(model: GPT, probes: Probes) -> Measured:
     copied = [mean_scores(model, tokens_BT) for tokens_BT in probes.copies]
     losses_copied = [second_copy(losses(model, t)).mean() for t in probes.copies]
     costs_copied = [second_copy(costs(model, t)).mean((2, 3)) for t in probes.copies]
-    weights_LHBTT = record(model, probes.written_BT).weights_LBHTS.cpu().transpose(1, 2)
-    by_role = {role: beyond_distance(weights_LHBTT, mask) for role, mask in probes.roles.items()}
     return Measured(
-        written=mean_scores(model, probes.written_BT) | by_role,
+        written=mean_scores(model, probes.written_BT, probes.roles),
         copied={name: stack([found[name] for found in copied], shape).amin(0) for name in SCORES},
         uniform={name: baseline(name, probes) for name in SCORES},
         cost_written_LH=costs(model, probes.written_BT).mean((2, 3)).cpu(),
@@ -115,12 +113,16 @@ def measure(model: GPT, probes: Probes) -> Measured:
     )
 
 
-def mean_scores(model: GPT, tokens_BT: Tensor) -> dict[str, Tensor]:
+def mean_scores(
+    model: GPT, tokens_BT: Tensor, roles: dict[str, Tensor] | None = None
+) -> dict[str, Tensor]:
     """Return each score of each head (L, H), averaged over texts; nan where no text can tell."""
     weights_LBHTT = record(model, tokens_BT).weights_LBHTS.cpu()
     texts = list(zip(weights_LBHTT.unbind(1), tokens_BT.cpu(), strict=True))
     means = (torch.stack([score(*text) for text in texts]).nanmean(0) for score in SCORES.values())
-    return dict(zip(SCORES, means, strict=True))
+    weights_LHBTT = weights_LBHTT.transpose(1, 2)
+    by_role = {role: beyond_distance(weights_LHBTT, mask) for role, mask in (roles or {}).items()}
+    return dict(zip(SCORES, means, strict=True)) | by_role
 
 
 def baseline(name: str, probes: Probes) -> float:
