@@ -79,6 +79,8 @@ class Dataset:
             if sha256 is not None and sha256 != sha256_of(meta):
                 raise ValueError(f"{META} was changed after it was written (its SHA-256 differs)")
             return dataset
+        except MemoryError:
+            raise
         except Exception as error:  # a made-up file can fail in any way
             reason = f"{META} lacks {error}" if isinstance(error, KeyError) else error
             raise ValueError(f"{path} is damaged: {reason}; prepare it again") from error
