@@ -57,6 +57,7 @@ function counted(texts) {
 
 function written(n) {
   for (const _ of range(n)) writeToken();
+  showWritten();
   return state.scene.all;
 }
 

@@ -645,7 +645,7 @@ def test_a_head_is_worth_the_same_whether_it_is_on_or_off(tab: Page, name: str):
 
 def test_an_end_of_text_that_was_written_stays_one_token_when_the_text_is_edited(tab: Page):
     see(tab, "grouped")
-    tab.run(f"goOn([...state.scene.all, {CHARACTERS.end_of_text}])")
+    tab.run(f"take(state.scene, [...state.scene.all, {CHARACTERS.end_of_text}]); showWritten()")
     tab.run("$('typed').value += 'to'; $('typed').oninput()")
     expected = [*CHARACTERS.encode(TEXT), CHARACTERS.end_of_text, *CHARACTERS.encode("to")]
     assert tab.run("state.scene.all") == expected
@@ -846,7 +846,7 @@ def test_the_memory_of_a_page_stays_flat_over_a_thousand_tokens(opened: Page):
 
     def write(n: int) -> None:
         for _ in range(n // 50):
-            opened.run("for (const _ of range(50)) writeToken(); chooseLast()")
+            opened.run("for (const _ of range(50)) writeToken(); showWritten()")
 
     opened.run("update({ side: 'next' })")
     write(300)

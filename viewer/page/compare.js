@@ -22,9 +22,11 @@ function partners({ ids, other }) {
   }
 }
 
+const pairsOf = (frame) => memo(frame, "pairs", () => partners(state.scene));
+
 // By how much more weight a head gives in the other text; null where that has no such pair
 function difference(panel, i, j) {
-  const { frame } = panel, pairs = memo(frame, "partners", () => partners(state.scene)), [y, x] = [pairs[i], pairs[j]];
+  const { frame } = panel, pairs = pairsOf(frame), [y, x] = [pairs[i], pairs[j]];
   if (y === null || x === null || x > y) return null;
   return frame.second.layers[panel.row].weights[panel.head][(y * (y + 1)) / 2 + x] - weight(panel, i, j);
 }
@@ -37,7 +39,7 @@ function moved(panel) {
 
 // Where the other text has the token at a position: its partner, or the last of its kind
 function sameWord(at) {
-  const { ids, other } = state.scene, pair = partners(state.scene)[at];
+  const { ids, other } = state.scene, pair = pairsOf(state.frame)[at];
   return other[pair] === ids[at] ? pair : other.lastIndexOf(ids[at]);
 }
 
@@ -67,7 +69,7 @@ function wordSide(at, there) {
   if (there < 0) return [note(`The other text has no ${word}: choose a token that both have, to see its two vectors part.`)];
   const { record, second } = frame, here = parts(frame, record, at), others = parts(frame, second, there);
   const changes = here.map((part, n) => ({ ...part, change: part.adds.map((value, c) => others[n].adds[c] - value) }));
-  const size = (x) => Math.sqrt(sum([...x].map((value) => value * value)));
+  const size = (x) => Math.sqrt(dot(x, x));
   const rows = record.streams.filter((_, n) => n % 2 === 0).map((stream, n) => {
     const a = record.rows(stream, at, 1), b = second.rows(second.streams[2 * n], there, 1);
     const apart = size(a.map((value, c) => value - b[c])) / ((size(a) + size(b)) / 2);
@@ -80,7 +82,7 @@ function wordSide(at, there) {
     table(["after", "", "distance", "cosine"], rows.reverse()),
     note("Part of the mean length."),
     heading("What moved them apart"),
-    table(["part", "", "share"], shares.slice(0, 6).map((part) => [part.head === undefined ? part.name : link(part), meter(part.share, 1), `${show(100 * part.share, 1)} %`])),
+    table(["part", "", "share"], shares.slice(0, 6).map((part) => [link(part), meter(part.share, 1), `${show(100 * part.share, 1)} %`])),
     note("All parts add up to 100 %."),
   ];
 }

@@ -28,7 +28,7 @@ function pushes(frame, at, id) {
   const scale = gpt.weights["ln_f.weight"], bias = gpt.weights["ln_f.bias"];
   const score_C = gpt.weights["lm_head.weight"].subarray(id * C, (id + 1) * C), top = record.rows(record.streams[2 * n_layer], at, 1);
   const centred = (x) => (bias ? x.map((value) => value - mean([...x])) : x);
-  const middle = [...centred(top)], size = Math.sqrt(mean(middle.map((v) => v * v)) + gpt.eps);
+  const middle = centred(top), size = Math.sqrt(dot(middle, middle) / C + gpt.eps);
   const direction = score_C.map((value, c) => (value * scale[c]) / size);
   const found = parts(frame, record, at).map((part) => ({ ...part, push: dot(centred(part.adds), direction) }));
   return bias ? [...found, { name: "bias of the last norm", layer: n_layer, push: dot(bias, score_C) }] : found;
@@ -57,7 +57,7 @@ function followSide() {
       signedMeter(layers[k], largest(layers)), signed(layers[k], 2)];
   });
   const strongest = [...all].sort((a, b) => Math.abs(b.push) - Math.abs(a.push)).slice(0, 12).map((part) =>
-    [part.head === undefined ? part.name : link(part), signedMeter(part.push, most), signed(part.push, 2)]);
+    [link(part), signedMeter(part.push, most), signed(part.push, 2)]);
   return [
     p("At ", b(quoted(names[ids[at]])), ` (${at}), what speaks for `, select("token", token, listed.map((id) => [id, quoted(names[id])])), "?"),
     table(["after", "best guess", "p", short(quoted(names[token]), 9), "push", ""], steps),
@@ -69,7 +69,7 @@ function followSide() {
   ];
 }
 
-// A head's name, which opens the head
+// A part's name, which opens the head if it is one
 const link = ({ layer, head, name }) => {
   const panel = state.frame.panels.find((other) => other.row === layer && other.head === head);
   return panel ? button(name.replace(/\W/g, ""), name, () => choosePanel(panel)) : name;

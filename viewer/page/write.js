@@ -26,22 +26,21 @@ function writeToken() {
   const found = prediction(frame, ids.length - 1), chances = distribution(found.logits);
   let left = randomNumber(seed, all.length), n = chances.findIndex((c) => (left -= c) < 0);
   if (n < 0) n = chances.findLastIndex((c) => c > 0); // what rounding left over
-  goOn([...all, found.ids[n]], ids.length < capacity ? ids.length + 1 : Math.max(1, capacity >> 1));
+  take(scene, [...all, found.ids[n]], ids.length < capacity ? ids.length + 1 : Math.max(1, capacity >> 1));
 }
 
-// Let a text be these tokens, of which the model sees the last
-function goOn(all, last) {
-  const { scene } = state;
-  take(scene, all, last);
-  $("typed").value = scene.tokenizer.decode(all);
+function showWritten() {
+  const { all, tokenizer } = state.scene;
+  $("typed").value = tokenizer.decode(all);
   $("typed").scrollTop = 1e9;
+  chooseLast();
 }
 
 // Cut the text after a position, and go on with a token
 function branch(at, id) {
-  const { all, ids } = state.scene;
-  goOn([...all.slice(0, all.length - ids.length + at + 1), id]);
-  chooseLast();
+  const { scene } = state, { all, ids } = scene;
+  take(scene, [...all.slice(0, all.length - ids.length + at + 1), id]);
+  showWritten();
 }
 
 function chooseLast() {
@@ -51,7 +50,7 @@ function chooseLast() {
 
 function writeOne() {
   writeToken();
-  chooseLast();
+  showWritten();
 }
 
 // Half of the time goes to the model and half to the views, so that a fast model does not wait for them
@@ -62,7 +61,7 @@ async function write() {
     const begun = performance.now();
     do writeToken(); while (performance.now() - begun < shown);
     const written = performance.now();
-    chooseLast();
+    showWritten();
     await new Promise(requestAnimationFrame);
     shown = performance.now() - written;
   }
