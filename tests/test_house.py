@@ -1,6 +1,7 @@
 """The rules of the house, which the README promises to its readers."""
 
 import ast
+import functools
 import re
 import statistics
 import sys
@@ -56,6 +57,7 @@ MOST_LINES_OF_A_ROOM = 2850
 BLOCKS = (ast.For, ast.While, ast.If, ast.With, ast.Try, ast.Match)
 
 
+@functools.cache
 def tree(name: str) -> ast.Module:
     return ast.parse(FILES[name].read_text(encoding="utf-8"))
 
