@@ -1,6 +1,6 @@
 """A long run: what it holds stays the same, and pauses change none of its numbers.
 
-python -m pytest -m promise tests/test_soak.py --soak_steps=300000     # about two hours
+python -m pytest -m promise tests/test_soak.py --soak_steps=300000     # hours
 """
 
 import contextlib
