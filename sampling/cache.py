@@ -1,6 +1,7 @@
 """The keys and values of earlier positions, and the attention that reads them."""
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -86,6 +87,17 @@ class KVCache:
         self.v_LBKSD[layer].index_copy_(2, self.slots_T, v_BKTD.type_as(self.v_LBKSD))
         n = self.n_used
         return self.k_LBKSD[layer, :, :, :n], self.v_LBKSD[layer, :, :, :n]
+
+    def layers(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield the slot of the newest position (of a static cache, all), and the keys and values.
+
+        They are cut out of the memory of all layers at once, which takes fewer calls.
+        """
+        newest = slice(None) if self.is_static else (self.length - 1) % self.size
+        n = self.n_used
+        k_LBKSD, v_LBKSD = self.k_LBKSD[:, :, :, :n], self.v_LBKSD[:, :, :, :n]
+        parts = (self.kv_LB2KSD[:, :, :, :, newest], k_LBKSD, v_LBKSD)
+        return zip(*(part.unbind() for part in parts), strict=True)
 
     def go_back_to(self, length: int) -> None:
         """Forget what follows the first `length` positions, none of which has been overwritten."""

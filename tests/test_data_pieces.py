@@ -204,6 +204,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_an_interrupted_preparation_keeps_its_whole_pieces_and_leaves_no_process(
     at_once: Dataset, texts: Path, tmp_path: Path, small_pieces: None
 ):

@@ -626,6 +626,7 @@ def die_at(operation: int, config: PrepareConfig) -> None:
     prepare(config)
 
 
+@pytest.mark.slow
 def test_death_before_any_step_of_writing_leaves_the_old_dataset_or_none(
     stories: Path, tmp_path: Path
 ):

@@ -1,6 +1,7 @@
 """The rules of the house, which the README promises to its readers."""
 
 import ast
+import functools
 import re
 import statistics
 import sys
@@ -49,13 +50,14 @@ KNOWS = {  # data and the model know no other room
     "benchmarks": {"data", "engine", "exchange", "model", "sampling", "viewer"},
 }
 BUDGETS = {"model": 330, "train": 250, "sample": 200, "cli": 130}  # lines; others have 200
-MOST_LINES = 10800  # without the exchange with other projects
+MOST_LINES = 10820  # without the exchange with other projects
 MOST_LINES_OF_EXCHANGE = 1000  # with convert.py
 MOST_LINES_OF_BENCHMARKS = 1700
 MOST_LINES_OF_A_ROOM = 2850
 BLOCKS = (ast.For, ast.While, ast.If, ast.With, ast.Try, ast.Match)
 
 
+@functools.cache
 def tree(name: str) -> ast.Module:
     return ast.parse(FILES[name].read_text(encoding="utf-8"))
 

@@ -75,8 +75,9 @@ def all_finished(processes: list[BaseProcess]) -> list[int | None]:
     return [finish(process) for process in processes]
 
 
+@pytest.mark.slow
 @pytest.mark.promise(controls=[momentum_not_restored, step_shifted_by_one])
-@pytest.mark.parametrize("n_processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n_processes", [1, 2])
 def test_a_run_killed_at_random_moments_ends_as_an_undisturbed_one(
     n_processes: int, cases: Cases, tiny: Path, tmp_path: Path
 ):

@@ -23,7 +23,7 @@ from data.tokenizer import ByteTokenizer, CharTokenizer
 from engine.device import has_bfloat16
 from engine.loss import LossModel, evaluate
 from engine.parallel import World
-from model import GPT, ModelConfig
+from model import GPT, ModelConfig, RMSNorm
 from sample import SampleConfig
 from sampling import precision
 from sampling.cache import cached_attention
@@ -41,7 +41,7 @@ from sampling.output import Sample, longest_start, name, records, show
 from sampling.precision import convert
 from sampling.prompts import read_prompts
 from sampling.score import Score, score
-from sampling.step import use_steps
+from sampling.step import rms_norm_of, use_steps
 
 BYTES = ByteTokenizer()
 CPU = torch.device("cpu")
@@ -474,6 +474,18 @@ def test_a_step_computes_what_the_model_does(sizes: Any, lengths: tuple[int, int
         torch.testing.assert_close(logits[1], logits[0])
         logits = [decoder.feed(torch.tensor([i, i + 1])) for decoder in decoders]
     assert type(fast) is not type(plain)
+
+
+@pytest.mark.parametrize("heads", [(), (3,)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_a_norm_in_few_calls_is_that_of_the_model(heads: tuple[int, ...], dtype: torch.dtype):
+    norm = RMSNorm(8, eps=1e-6).to(dtype)
+    nn.init.uniform_(norm.weight)
+    x = torch.randn(2, *heads, 8, dtype=dtype)
+    x[0] *= 1e-3  # so small that eps counts
+    normalise = rms_norm_of(norm, norm.weight.expand(*heads, 8))
+    torch.testing.assert_close(normalise(x), norm(x))
 
 
 # --- Apple's GPUs ---------------------------------------------------------------------------------

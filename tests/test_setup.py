@@ -168,7 +168,9 @@ def test_a_true_pip_finds_the_torch_of_the_index(make: Make, packages: Path, tmp
     assert (packages / about).exists()
 
 
-@pytest.mark.parametrize("build", ["", "+cpu", "+cu130"])
+@pytest.mark.parametrize(
+    "build", ["+cpu", *(pytest.param(b, marks=pytest.mark.slow) for b in ("", "+cu130"))]
+)
 def test_a_true_pip_keeps_a_torch_of_the_right_version_whatever_its_build(
     make: Make, packages: Path, build: str
 ):

@@ -151,7 +151,8 @@ def test_a_flipped_bit_in_any_share_is_found(shared: Path, tmp_path: Path):
     checkpoint.load(out_dir, "last")
 
 
-@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
 def test_a_job_that_is_started_again_skips_a_damaged_share_and_names_it(
     tiny: Path, shared: Path, alone: Path, tmp_path: Path, rank: int
 ):

@@ -1,6 +1,6 @@
 """A long run: what it holds stays the same, and pauses change none of its numbers.
 
-python -m pytest -m promise tests/test_soak.py --soak_steps=300000     # about two hours
+python -m pytest -m promise tests/test_soak.py --soak_steps=300000     # hours
 """
 
 import contextlib
@@ -21,6 +21,7 @@ from promises import Cases
 FLAGS = ("--eval_every=100", "--optim.learning_rate=1e-4", "--samples=0")
 LOOK_SECONDS = 0.2
 LOOKS_BETWEEN_PAUSES = 20
+MOST_PAUSES = 500  # about: a resumed run takes seconds to begin
 SCRIPT = """
 import sys
 sys.path.insert(0, {repository!r})
@@ -119,13 +120,14 @@ def test_a_long_run_holds_no_more_at_its_end_and_pauses_change_nothing(
     )
     config = write_tiny(tmp_path)
     steady, paused = (Training(tmp_path / name, config, steps) for name in ("steady", "paused"))
+    looks_between = max(LOOKS_BETWEEN_PAUSES, steps // MOST_PAUSES)
     n_pauses = 0
     for look in itertools.count(1):
         time.sleep(LOOK_SECONDS)
         steady.look()
         if steady.is_over() and paused.is_over():
             break
-        if look % LOOKS_BETWEEN_PAUSES == 0 and paused.held and not paused.is_over():
+        if look % looks_between == 0 and paused.held and not paused.is_over():
             paused.pause(is_to_end=n_pauses % 2 == 1)
             n_pauses += 1
         paused.look()

@@ -67,11 +67,13 @@ def executed(tmp_path_factory: pytest.TempPathFactory) -> Cells:
         return code_cells(run())
 
 
+@pytest.mark.slow
 def test_every_cell_runs_and_warns_of_nothing(executed: Cells) -> None:
     outputs = [output for cell in executed for output in cell.outputs]
     assert [output.text for output in outputs if output.get("name") == "stderr"] == []
 
 
+@pytest.mark.slow
 def test_the_outputs_that_depend_on_no_training_are_those_of_a_run_now(
     stored: Cells, executed: Cells
 ) -> None:
