@@ -58,7 +58,7 @@ class ModelConfig:
     n_inner: int = 0
     """Width of the MLP; 0 takes 4 n_embd, or in modern 8/3 n_embd, rounded up (Shazeer, 2020)."""
     dropout: float = 0.0
-    """Probability of zeroing an activation in training, in [0, 1)."""
+    """Probability of zeroing an activation in training, or a whole token at modern's embedding."""
     tie_embeddings: bool = True
     """Use the token embedding as the output head too; gpt2 always does."""
     rope_theta: float = 10_000.0
@@ -273,7 +273,7 @@ class GPT(nn.Module):
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         if not config.is_modern:
             self.wpe = nn.Embedding(config.context_length, config.n_embd)
-        self.drop = nn.Dropout(config.dropout)
+        self.drop = nn.Dropout1d(config.dropout) if config.is_modern else nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, i, attend) for i in range(config.n_layer))
         self.ln_f = build_norm(config, config.n_embd)
         self.lm_head = Linear(config.n_embd, config.vocab_size, bias=False)

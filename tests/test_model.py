@@ -677,9 +677,22 @@ def test_dropout_also_acts_on_the_attention_weights(architecture, attend):
     tokens_BT = random_tokens(gpt.config)
     gpt.train()
     for module in gpt.modules():
-        if isinstance(module, nn.Dropout):
+        if isinstance(module, nn.Dropout | nn.Dropout1d):
             module.p = 0.0
     assert not torch.equal(gpt(tokens_BT), gpt(tokens_BT))
+
+
+@torch.no_grad()
+def test_dropout_of_modern_drops_whole_tokens_at_the_embedding():
+    gpt = randomised(small(architecture="modern", dropout=0.25)).train()
+    tokens_BT = torch.zeros(50, 12, dtype=torch.long)
+    embedded: list[Tensor] = []
+    gpt.drop.register_forward_hook(lambda _module, _inputs, output: embedded.append(output))
+    gpt(tokens_BT)
+    dropped_BT = (embedded[0] == 0).all(dim=-1)
+    assert dropped_BT.float().mean() == pytest.approx(0.25, abs=0.06)
+    kept = embedded[0][~dropped_BT]
+    torch.testing.assert_close(kept, (gpt.wte.weight[0] / 0.75).expand_as(kept))
 
 
 @both_architectures
