@@ -27,7 +27,7 @@ from engine import checkpoint, metrics, resume
 from engine.parallel import StopRequest, World
 
 REPOSITORY = Path(__file__).parents[1]
-PROCESS_SECONDS = 100  # longer than any process of these tests takes, on a busy machine too
+PROCESS_SECONDS = 300  # longer than any process of these tests takes, on a busy machine too
 
 on_linux = pytest.mark.skipif(
     sys.platform != "linux", reason="needs Linux's limits of memory, /proc, /dev/full or strace"
