@@ -58,7 +58,7 @@ class ModelConfig:
     n_inner: int = 0
     """Width of the MLP; 0 takes 4 n_embd, or in modern 8/3 n_embd, rounded up (Shazeer, 2020)."""
     dropout: float = 0.0
-    """Probability of zeroing an activation in training, or a whole token at modern's embedding."""
+    """Probability in [0, 1) of zeroing an activation, or a token at modern's input, in training."""
     tie_embeddings: bool = True
     """Use the token embedding as the output head too; gpt2 always does."""
     rope_theta: float = 10_000.0
