@@ -21,12 +21,19 @@ import files
 from engine import recipe
 from engine.count import flops_per_token, product_weights
 from engine.parallel import World
-from engine.trial import PILOT_LAYERS, TIMED_SHARE, Pilot, Speed, Trial
+from engine.trial import (
+    EVALUATION_SHARE,
+    PILOT_LAYERS,
+    TIMED_SHARE,
+    Pilot,
+    Speed,
+    Trial,
+    most_eval_tokens,
+)
 from model import ModelConfig, require
 
 # When the process started: until here it has imported torch, in one thread
 STARTED_AT = time.perf_counter() - time.process_time()
-EVALUATION_SHARE = 0.06  # of the time, at most
 MOST_EVALUATIONS = 10
 ENDING_SECONDS = 4.0  # for samples, a picture, and a bigram model
 LEAST_LAYERS = 2  # a single one cannot find what followed earlier (Elhage et al., 2021)
@@ -40,6 +47,8 @@ class Clock:
 
     started_at: float
     ends_at: float
+    evaluations: int = 0
+    """How many there shall be, however many steps; 0 leaves that to the config."""
 
     def passed(self, world: World) -> float:
         """Return the share of the time that has passed in the main process, in all processes."""
@@ -64,10 +73,17 @@ def keep_time(run: Any) -> Any:
     config = replace(config, max_steps=max(step + 1, steps))
     run.log.bar.total = config.max_steps
     if passed >= before_fall:
+        if step < config.eval_every:  # else the run would not be repeated: it has evaluated
+            config = evaluated(config, run.clock.evaluations)
         run.clock = None
     if run.world.is_main:  # running this config again repeats the run
         files.write_text(config.out_dir / "config.toml", cli.dump_config(config))
     return config
+
+
+def evaluated(config: Any, times: int) -> Any:
+    """Return a config that evaluates so many times, the last time at its end; 0 is as it is."""
+    return replace(config, eval_every=config.max_steps // times + 1) if times else config
 
 
 @dataclass(frozen=True)
@@ -106,9 +122,8 @@ class Planner:
         sizes = replace(model, vocab_size=vocab_size)
         seconds = seconds_per_token(flops_per_token(sizes), *speeds)
         n_unique, n_val_tokens = (len(self.dataset.tokens(split)) for split in ("train", "val"))
-        # Of the three products of a training step, an evaluation does one
-        most = int(EVALUATION_SHARE * 60 * asked.minutes / (seconds / 3))
-        eval_tokens = asked.eval_tokens or (max(T, most) if most < n_val_tokens else 0)
+        most = most_eval_tokens(60 * asked.minutes, seconds, T)
+        eval_tokens = asked.eval_tokens or (most if most < n_val_tokens else 0)
         evaluation_seconds = (eval_tokens or n_val_tokens) * seconds / 3
         n_tokens = (left - evaluation_seconds) / seconds
         if n_tokens < max(1, asked.max_steps * asked.batch_size) * T:
@@ -146,11 +161,9 @@ def choose(asked: Any, trial: Trial) -> tuple[Any, Clock | None]:
     pilot, speed = trial.pilot(replace(asked, minutes=0.0), seconds)
     planner = Planner(asked, dataset, world, pilot)
     choice = settle(planner, trial, speed, TIMED_SHARE * seconds)
-    found = choice.config
-    if not asked.eval_every:
-        evaluations = int(EVALUATION_SHARE * seconds / choice.evaluation_seconds)
-        evaluations = max(1, min(evaluations, MOST_EVALUATIONS))
-        found = replace(found, eval_every=math.ceil(found.max_steps / evaluations))
+    evaluations = int(EVALUATION_SHARE * seconds / choice.evaluation_seconds)
+    evaluations = 0 if asked.eval_every else max(1, min(evaluations, MOST_EVALUATIONS))
+    found = evaluated(choice.config, evaluations)
     if world.is_main:
         bits = dataset.bits_per_byte(choice.loss)
         print(f"expected: {choice.loss:.2f} nats per token, {bits:.2f} bits per byte")
@@ -158,7 +171,7 @@ def choose(asked: Any, trial: Trial) -> tuple[Any, Clock | None]:
     left = planner.seconds_left() - choice.evaluation_seconds
     now = time.perf_counter()
     is_fixed = asked.max_steps > 0 or asked.optim.decay_fraction == 1
-    return found, None if is_fixed else Clock(now, now + left)
+    return found, None if is_fixed else Clock(now, now + left, evaluations)
 
 
 def settle(planner: Planner, trial: Trial, speed: Speed, most_seconds: float) -> Choice:

@@ -23,7 +23,8 @@ PILOT_SHARE = 0.05  # of the time
 PILOT_SECONDS = 120.0  # at most
 PILOT_TOKENS = 512  # in a step, of a process
 LEAST_PILOT_STEPS = 24
-VAL_TOKENS = 2**15  # of the validation split score the pilot
+VAL_TOKENS = 2**15  # of those that the run evaluates score the pilot
+EVALUATION_SHARE = 0.06  # of the time, at most
 TIMED_SHARE = 0.02  # of the time; a size is timed until that has passed, or these steps are done
 TIMED_STEPS = 4
 TRAIN_BYTES = 600_000  # that LZMA compresses
@@ -75,7 +76,8 @@ class Trial:
         run = self.assemble(replace(config, max_steps=steps))
         with contextlib.closing(run.log):
             self._seconds(run, steps)
-            windows = spread(self.dataset.tokens("val"), T + 1, VAL_TOKENS // T)
+            first = config.eval_tokens or most_eval_tokens(seconds, speed[1], T)
+            windows = spread(self.dataset.tokens("val", first), T + 1, VAL_TOKENS // T)
             batches = ((window_1S[:, :-1], window_1S[:, 1:]) for window_1S in windows)
             loss = evaluate(run.loss_model, batches, self.world) or math.nan
         require(math.isfinite(loss), "the pilot's loss is not finite: lower the learning rates")
@@ -93,6 +95,14 @@ class Trial:
         run.log.flush(run.stop)  # waits for a GPU
         taken = torch.tensor(time.perf_counter() - started_at)
         return (self.world.sum(taken) / self.world.size).item()
+
+
+def most_eval_tokens(seconds: float, seconds_per_token: float, context_length: int) -> int:
+    """Return how many tokens a run of so many seconds can evaluate, by its speed in training.
+
+    Of the three products of a training step, an evaluation does one.
+    """
+    return max(context_length, int(EVALUATION_SHARE * seconds / (seconds_per_token / 3)))
 
 
 def hardness(dataset: Any) -> float:

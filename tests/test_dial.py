@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -103,6 +104,7 @@ def test_a_larger_size_always_counts_as_slower_and_no_size_takes_less_than_nothi
         (0, 41.0, 100, True),  # nothing is known of its speed
         (40, 50.0, 100, False),
         (30, 40.5, 75, False),  # slower than planned
+        (50, 40.5, 124, False),  # faster
         (40, 10.0, 400, True),  # faster than planned: the fall begins later
     ],
 )
@@ -111,19 +113,22 @@ def test_a_run_gets_the_steps_that_fill_its_time_when_its_rates_would_begin_to_f
 ):
     now = time.perf_counter()
     optim = OptimConfig(decay_fraction=0.6)
-    config = train.TrainConfig(out_dir=tmp_path / "run", max_steps=100, optim=optim)
+    config = train.TrainConfig(out_dir=tmp_path / "run", max_steps=100, eval_every=51, optim=optim)
     bar = SimpleNamespace(total=100)
     run = SimpleNamespace(
         config=config,
         progress=Progress(step),
         world=MACHINE,
-        clock=Clock(now - seconds, now + 100 - seconds),
+        clock=Clock(now - seconds, now + 100 - seconds, evaluations=2),
         log=SimpleNamespace(bar=bar),
     )
-    found = dial.keep_time(run).max_steps
+    new = dial.keep_time(run)
+    found = new.max_steps
     assert abs(found - steps) <= 1
     assert bar.total == found
     assert (run.clock is not None) == is_timed
+    if not is_timed:  # as many evaluations as planned: one at the end, the others before
+        assert 1 + (found - 1) // new.eval_every == 2
     if found != 100:
         assert cli.read_toml(str(config.out_dir / "config.toml"))["max_steps"] == found
 
@@ -185,7 +190,7 @@ def test_a_short_text_is_regularised_and_what_is_set_is_kept(monkeypatch: pytest
 
 
 def test_a_validation_split_that_takes_too_long_is_cut(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(dial, "EVALUATION_SHARE", 1e-6)
+    monkeypatch.setattr("engine.trial.EVALUATION_SHARE", 1e-6)
     assert 0 < choice(monkeypatch, 1).config.eval_tokens < 10_000
 
 
@@ -208,6 +213,25 @@ def test_windows_are_spread_over_the_whole_split():
     firsts = [window_1S[0, 0].item() for window_1S in spread(np.arange(1000), 10, 4)]
     assert firsts == [0, 330, 660, 990]
     assert [w.shape for w in spread(np.arange(7), 10, 4)] == [(1, 7)]
+
+
+@pytest.mark.usefixtures("short")
+@pytest.mark.parametrize("given", [50, 0])  # 0: there is time for a single window
+def test_the_pilot_is_scored_on_the_tokens_that_the_run_evaluates(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: int
+):
+    lengths: list[int] = []
+
+    def watched(tokens_N: np.ndarray, *rest: int) -> Iterator[torch.Tensor]:
+        lengths.append(len(tokens_N))
+        return spread(tokens_N, *rest)
+
+    monkeypatch.setattr("engine.trial.spread", watched)
+    monkeypatch.setattr("engine.trial.EVALUATION_SHARE", 1e-9)
+    flags = ("--minutes=0.05", f"--eval_tokens={given}", *UNPLANNED, *FREE, *FALLING)
+    train_here(tiny, tmp_path / "run", *flags)
+    config = cli.read_toml(str(tmp_path / "run/config.toml"))
+    assert lengths[0] == config["eval_tokens"] == (given or config["model"]["context_length"])
 
 
 @pytest.mark.usefixtures("short")
