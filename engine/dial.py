@@ -29,6 +29,7 @@ from engine.trial import (
     Speed,
     Trial,
     most_eval_tokens,
+    seconds_per_token,
 )
 from model import ModelConfig, require
 
@@ -38,7 +39,6 @@ MOST_EVALUATIONS = 10
 ENDING_SECONDS = 4.0  # for samples, a picture, and a bigram model
 LEAST_LAYERS = 2  # a single one cannot find what followed earlier (Elhage et al., 2021)
 MOST_ROUNDS = 4
-LEAST_SLOPE = 0.3  # of seconds over operations: below it the machine has changed its speed
 
 
 @dataclass(frozen=True)
@@ -189,14 +189,3 @@ def settle(planner: Planner, trial: Trial, speed: Speed, most_seconds: float) ->
         last = speeds[n_layer] = trial.speed(choice.config, most_seconds)
         choice = planner.best(2 * max(speeds), speed, last)
     return choice
-
-
-def seconds_per_token(flops: float, *speeds: Speed) -> float:
-    """Return the height at `flops` of the line through one or two speeds.
-
-    It goes through the last one, and neither starts below 0 nor is nearly flat.
-    """
-    (x0, y0), (x1, y1) = speeds[0], speeds[-1]
-    slope = (y1 - y0) / (x1 - x0) if x1 != x0 else math.inf
-    slope = min(max(slope, LEAST_SLOPE * y1 / x1), y1 / x1)
-    return y1 + slope * (flops - x1)

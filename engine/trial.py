@@ -30,6 +30,7 @@ TIMED_STEPS = 4
 TRAIN_BYTES = 600_000  # that LZMA compresses
 VAL_BYTES = 100_000
 PIECES = 8  # of each split, spread over it
+LEAST_SLOPE = 0.3  # of seconds over operations: below it the machine has changed its speed
 
 Speed = tuple[float, float]  # operations per token, and seconds per token
 Update = Callable[[Any, tuple[Tensor, ...]], None]
@@ -95,6 +96,17 @@ class Trial:
         run.log.flush(run.stop)  # waits for a GPU
         taken = torch.tensor(time.perf_counter() - started_at)
         return (self.world.sum(taken) / self.world.size).item()
+
+
+def seconds_per_token(flops: float, *speeds: Speed) -> float:
+    """Return the height at `flops` of the line through one or two speeds.
+
+    It goes through the last one, and neither starts below 0 nor is nearly flat.
+    """
+    (x0, y0), (x1, y1) = speeds[0], speeds[-1]
+    slope = (y1 - y0) / (x1 - x0) if x1 != x0 else math.inf
+    slope = min(max(slope, LEAST_SLOPE * y1 / x1), y1 / x1)
+    return y1 + slope * (flops - x1)
 
 
 def most_eval_tokens(seconds: float, seconds_per_token: float, context_length: int) -> int:

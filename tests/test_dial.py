@@ -16,11 +16,11 @@ import cli
 import train
 from data.loader import Dataset
 from engine import checkpoint, dial, recipe
-from engine.dial import Clock, Planner, seconds_per_token
+from engine.dial import Clock, Planner
 from engine.optim import OptimConfig
 from engine.parallel import World
 from engine.resume import Progress
-from engine.trial import Pilot, hardness, spread
+from engine.trial import Pilot, hardness, seconds_per_token, spread
 from helpers import losses, outcome, train_here, write_dataset
 
 PILOT = Pilot(product_weights=400_000, n_tokens=100_000, loss=2.0, hardness=2.0)
