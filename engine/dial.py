@@ -3,7 +3,7 @@
 1. A pilot, a small model that trains for a twentieth of the time, shows how hard the text is.
 2. The size whose expected loss (engine/recipe.py) is lowest is timed, and the choice is made again,
    until it is a size that was timed. The seconds per token of the others are taken to lie on the
-   line through the pilot's and the last one's, over the operations per token.
+   line through the first one's and the last one's, over the operations per token.
 3. That size is taken.
 4. When the rates would begin to fall, the time that is left decides on the number of steps, as no
    machine keeps the speed of a short trial.
@@ -166,7 +166,8 @@ def choose(asked: Any, trial: Trial) -> tuple[Any, Clock | None]:
     found = evaluated(choice.config, evaluations)
     if world.is_main:
         bits = dataset.bits_per_byte(choice.loss)
-        print(f"expected: {choice.loss:.2f} nats per token, {bits:.2f} bits per byte")
+        shown = f"{choice.loss:.2f} nats per token, {bits:.2f} bits per byte"
+        print(f"expected: {shown}, give or take {recipe.ERROR:.0%}")
     # All evaluations but the last one are spread over the training, so the clock sees them
     left = planner.seconds_left() - choice.evaluation_seconds
     now = time.perf_counter()
@@ -175,17 +176,18 @@ def choose(asked: Any, trial: Trial) -> tuple[Any, Clock | None]:
 
 
 def settle(planner: Planner, trial: Trial, speed: Speed, most_seconds: float) -> Choice:
-    """Choose and time in turn, until the choice is a size that was timed.
+    """Choose and time in turn, until the choice is a size, and a batch size, that were timed.
 
-    It may at most double each time, as the speed of much larger sizes is a guess.
+    The pilot's speed is only the first guess, as its steps are smaller than those of the run. A
+    choice has at most twice the layers of any before, as the speed of larger sizes is a guess.
     """
-    speeds = {PILOT_LAYERS: speed}
-    last = speed
-    choice = planner.best(2 * PILOT_LAYERS, speed, last)
+    choice = planner.best(2 * PILOT_LAYERS, speed)
+    speeds: dict[tuple[int, int], Speed] = {}
     for _ in range(MOST_ROUNDS):
-        n_layer = choice.config.model.n_layer
-        if n_layer in speeds:
+        size = (choice.config.model.n_layer, choice.config.batch_size)
+        if size in speeds:
             break
-        last = speeds[n_layer] = trial.speed(choice.config, most_seconds)
-        choice = planner.best(2 * max(speeds), speed, last)
+        last = speeds[size] = trial.speed(choice.config, most_seconds)
+        most_layers = 2 * max(n_layer for n_layer, _ in speeds)
+        choice = planner.best(most_layers, next(iter(speeds.values())), last)
     return choice

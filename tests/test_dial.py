@@ -182,6 +182,28 @@ def test_the_choice_is_the_best_of_all_sizes_and_each_fills_the_time(
     assert seconds + best.evaluation_seconds == pytest.approx(600 - dial.ENDING_SECONDS, rel=0.02)
 
 
+@pytest.mark.parametrize("minutes", [1, 10, 100])
+def test_the_size_that_is_taken_was_timed_in_steps_of_the_run_however_slow_the_pilot_was(
+    monkeypatch: pytest.MonkeyPatch, minutes: int
+):
+    monkeypatch.setattr(dial, "STARTED_AT", time.perf_counter())
+    config = cli.parse_config(train.TrainConfig, ["config/modern.toml", f"--minutes={minutes}"])
+    timed: list[tuple[int, int]] = []
+
+    def speed(config: train.TrainConfig, _: float) -> tuple[float, float]:
+        """100 GFLOP/s, in steps of at least 4,096 tokens."""
+        timed.append((config.model.n_layer, config.batch_size))
+        flops = dial.flops_per_token(replace(config.model, vocab_size=64))
+        return flops, flops / 1e11 * max(1.0, 16 / config.batch_size)
+
+    planner = Planner(config, Text(10**9), MACHINE, PILOT)
+    found = dial.settle(planner, SimpleNamespace(speed=speed), (1e6, 1e-4), 1.0)
+    assert (found.config.model.n_layer, found.config.batch_size) in timed
+    n_tokens = found.config.max_steps * found.config.batch_size * 256
+    seconds = n_tokens * speed(found.config, 1.0)[1]
+    assert seconds == pytest.approx(60 * minutes - dial.ENDING_SECONDS, rel=0.07)
+
+
 def test_a_short_text_is_regularised_and_what_is_set_is_kept(monkeypatch: pytest.MonkeyPatch):
     assert choice(monkeypatch, 10).config.model.dropout == 0
     found = choice(monkeypatch, 10, n_tokens=100_000, batch_size=4, eval_tokens=512).config
