@@ -36,6 +36,7 @@ from model import ModelConfig, require
 # When the process started: until here it has imported torch, in one thread
 STARTED_AT = time.perf_counter() - time.process_time()
 MOST_EVALUATIONS = 10
+MORE_STEPS = 1.25  # than planned: until then a run does not evaluate more often than planned
 ENDING_SECONDS = 4.0  # for samples, a picture, and a bigram model
 LEAST_LAYERS = 2  # a single one cannot find what followed earlier (Elhage et al., 2021)
 MOST_ROUNDS = 4
@@ -47,8 +48,6 @@ class Clock:
 
     started_at: float
     ends_at: float
-    evaluations: int = 0
-    """How many there shall be, however many steps; 0 leaves that to the config."""
 
     def passed(self, world: World) -> float:
         """Return the share of the time that has passed in the main process, in all processes."""
@@ -73,17 +72,10 @@ def keep_time(run: Any) -> Any:
     config = replace(config, max_steps=max(step + 1, steps))
     run.log.bar.total = config.max_steps
     if passed >= before_fall:
-        if step < config.eval_every:  # else the run would not be repeated: it has evaluated
-            config = evaluated(config, run.clock.evaluations)
         run.clock = None
     if run.world.is_main:  # running this config again repeats the run
         files.write_text(config.out_dir / "config.toml", cli.dump_config(config))
     return config
-
-
-def evaluated(config: Any, times: int) -> Any:
-    """Return a config that evaluates so many times, the last time at its end; 0 is as it is."""
-    return replace(config, eval_every=config.max_steps // times + 1) if times else config
 
 
 @dataclass(frozen=True)
@@ -161,9 +153,11 @@ def choose(asked: Any, trial: Trial) -> tuple[Any, Clock | None]:
     pilot, speed = trial.pilot(replace(asked, minutes=0.0), seconds)
     planner = Planner(asked, dataset, world, pilot)
     choice = settle(planner, trial, speed, TIMED_SHARE * seconds)
-    evaluations = int(EVALUATION_SHARE * seconds / choice.evaluation_seconds)
-    evaluations = 0 if asked.eval_every else max(1, min(evaluations, MOST_EVALUATIONS))
-    found = evaluated(choice.config, evaluations)
+    found = choice.config
+    if not asked.eval_every:
+        evaluations = int(EVALUATION_SHARE * seconds / choice.evaluation_seconds)
+        evaluations = max(1, min(evaluations, MOST_EVALUATIONS))
+        found = replace(found, eval_every=math.ceil(MORE_STEPS * found.max_steps / evaluations))
     if world.is_main:
         bits = dataset.bits_per_byte(choice.loss)
         shown = f"{choice.loss:.2f} nats per token, {bits:.2f} bits per byte"
@@ -172,7 +166,7 @@ def choose(asked: Any, trial: Trial) -> tuple[Any, Clock | None]:
     left = planner.seconds_left() - choice.evaluation_seconds
     now = time.perf_counter()
     is_fixed = asked.max_steps > 0 or asked.optim.decay_fraction == 1
-    return found, None if is_fixed else Clock(now, now + left, evaluations)
+    return found, None if is_fixed else Clock(now, now + left)
 
 
 def settle(planner: Planner, trial: Trial, speed: Speed, most_seconds: float) -> Choice:

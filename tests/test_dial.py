@@ -76,14 +76,14 @@ def test_the_constants_are_those_of_the_fit_in_docs():
         assert getattr(recipe, name) == pytest.approx(value, rel=0.01)
 
 
-def test_a_text_seen_more_than_four_times_gets_dropout_and_decay_and_what_is_given_stays():
+def test_a_text_seen_more_than_six_times_gets_dropout_and_decay_and_what_is_given_stays():
     config = train.TrainConfig()
     plain = replace(config, optim=replace(config.optim, muon_weight_decay=0.0))
-    assert recipe.regularised(plain, epochs=4) == plain
-    found = recipe.regularised(plain, epochs=5)
+    assert recipe.regularised(plain, epochs=6) == plain
+    found = recipe.regularised(plain, epochs=7)
     assert found.model.dropout > 0 < found.optim.muon_weight_decay
     given = replace(plain, model=replace(plain.model, dropout=0.3))
-    assert recipe.regularised(given, epochs=5).model.dropout == 0.3
+    assert recipe.regularised(given, epochs=7).model.dropout == 0.3
 
 
 def test_seconds_lie_on_the_line_through_two_speeds():
@@ -104,7 +104,6 @@ def test_a_larger_size_always_counts_as_slower_and_no_size_takes_less_than_nothi
         (0, 41.0, 100, True),  # nothing is known of its speed
         (40, 50.0, 100, False),
         (30, 40.5, 75, False),  # slower than planned
-        (50, 40.5, 124, False),  # faster
         (40, 10.0, 400, True),  # faster than planned: the fall begins later
     ],
 )
@@ -113,22 +112,19 @@ def test_a_run_gets_the_steps_that_fill_its_time_when_its_rates_would_begin_to_f
 ):
     now = time.perf_counter()
     optim = OptimConfig(decay_fraction=0.6)
-    config = train.TrainConfig(out_dir=tmp_path / "run", max_steps=100, eval_every=51, optim=optim)
+    config = train.TrainConfig(out_dir=tmp_path / "run", max_steps=100, optim=optim)
     bar = SimpleNamespace(total=100)
     run = SimpleNamespace(
         config=config,
         progress=Progress(step),
         world=MACHINE,
-        clock=Clock(now - seconds, now + 100 - seconds, evaluations=2),
+        clock=Clock(now - seconds, now + 100 - seconds),
         log=SimpleNamespace(bar=bar),
     )
-    new = dial.keep_time(run)
-    found = new.max_steps
+    found = dial.keep_time(run).max_steps
     assert abs(found - steps) <= 1
     assert bar.total == found
     assert (run.clock is not None) == is_timed
-    if not is_timed:  # as many evaluations as planned: one at the end, the others before
-        assert 1 + (found - 1) // new.eval_every == 2
     if found != 100:
         assert cli.read_toml(str(config.out_dir / "config.toml"))["max_steps"] == found
 
