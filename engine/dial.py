@@ -182,6 +182,6 @@ def settle(planner: Planner, trial: Trial, speed: Speed, most_seconds: float) ->
         if size in speeds:
             break
         last = speeds[size] = trial.speed(choice.config, most_seconds)
-        most_layers = 2 * max(n_layer for n_layer, _ in speeds)
-        choice = planner.best(most_layers, next(iter(speeds.values())), last)
+        most_layers, _ = max(speeds)
+        choice = planner.best(2 * most_layers, next(iter(speeds.values())), last)
     return choice

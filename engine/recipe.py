@@ -19,8 +19,7 @@ from model import GPT, ModelConfig
 # text is worth almost as much as new text up to 4 epochs (Muennighoff et al., 2023, sec. 5).
 TOKENS_PER_PARAMETER = 20
 EPOCHS = 4
-# Beyond so many, dropout and decay gain more than they cost (docs/recipe.md)
-UNREGULARISED_EPOCHS = 6
+UNREGULARISED_EPOCHS = 6  # beyond them dropout and decay gain more than they cost (docs/recipe.md)
 # The best batch grows as tokens^(2/3). This fits nanochat's 2^19 tokens a step for 2.5 billion
 # (GPT-2 124M), and our best runs: 768 for 0.14 million, 4,096 for 1.6 million (docs/recipe.md)
 BATCH_TOKENS = 2**19

@@ -110,10 +110,7 @@ def seconds_per_token(flops: float, *speeds: Speed) -> float:
 
 
 def most_eval_tokens(seconds: float, seconds_per_token: float, context_length: int) -> int:
-    """Return how many tokens a run of so many seconds can evaluate, by its speed in training.
-
-    Of the three products of a training step, an evaluation does one.
-    """
+    """Return how many tokens a run can evaluate, each in a third of the time to train on it."""
     return max(context_length, int(EVALUATION_SHARE * seconds / (seconds_per_token / 3)))
 
 
