@@ -193,7 +193,8 @@ def test_the_size_that_is_taken_was_timed_in_steps_of_the_run_however_slow_the_p
         return flops, flops / 1e11 * max(1.0, 16 / config.batch_size)
 
     planner = Planner(config, Text(10**9), MACHINE, PILOT)
-    found = dial.settle(planner, SimpleNamespace(speed=speed), (1e6, 1e-4), 1.0)
+    trial: Any = SimpleNamespace(speed=speed)
+    found = dial.settle(planner, trial, (1e6, 1e-4), 1.0)
     assert (found.config.model.n_layer, found.config.batch_size) in timed
     n_tokens = found.config.max_steps * found.config.batch_size * 256
     seconds = n_tokens * speed(found.config, 1.0)[1]
