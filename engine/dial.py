@@ -3,7 +3,7 @@
 1. A pilot, a small model that trains for a twentieth of the time, shows how hard the text is.
 2. The size whose expected loss (engine/recipe.py) is lowest is timed, and the choice is made again,
    until it is a size that was timed. The seconds per token of the others are taken to lie on the
-   line through the pilot's and the last one's, over the operations per token.
+   line through the first one's and the last one's, over the operations per token.
 3. That size is taken.
 4. When the rates would begin to fall, the time that is left decides on the number of steps, as no
    machine keeps the speed of a short trial.
@@ -21,17 +21,25 @@ import files
 from engine import recipe
 from engine.count import flops_per_token, product_weights
 from engine.parallel import World
-from engine.trial import PILOT_LAYERS, TIMED_SHARE, Pilot, Speed, Trial
+from engine.trial import (
+    EVALUATION_SHARE,
+    PILOT_LAYERS,
+    TIMED_SHARE,
+    Pilot,
+    Speed,
+    Trial,
+    most_eval_tokens,
+    seconds_per_token,
+)
 from model import ModelConfig, require
 
 # When the process started: until here it has imported torch, in one thread
 STARTED_AT = time.perf_counter() - time.process_time()
-EVALUATION_SHARE = 0.06  # of the time, at most
 MOST_EVALUATIONS = 10
+MORE_STEPS = 1.25  # than planned: until then a run does not evaluate more often than planned
 ENDING_SECONDS = 4.0  # for samples, a picture, and a bigram model
 LEAST_LAYERS = 2  # a single one cannot find what followed earlier (Elhage et al., 2021)
 MOST_ROUNDS = 4
-LEAST_SLOPE = 0.3  # of seconds over operations: below it the machine has changed its speed
 
 
 @dataclass(frozen=True)
@@ -106,9 +114,8 @@ class Planner:
         sizes = replace(model, vocab_size=vocab_size)
         seconds = seconds_per_token(flops_per_token(sizes), *speeds)
         n_unique, n_val_tokens = (len(self.dataset.tokens(split)) for split in ("train", "val"))
-        # Of the three products of a training step, an evaluation does one
-        most = int(EVALUATION_SHARE * 60 * asked.minutes / (seconds / 3))
-        eval_tokens = asked.eval_tokens or (max(T, most) if most < n_val_tokens else 0)
+        most = most_eval_tokens(60 * asked.minutes, seconds, T)
+        eval_tokens = asked.eval_tokens or (most if most < n_val_tokens else 0)
         evaluation_seconds = (eval_tokens or n_val_tokens) * seconds / 3
         n_tokens = (left - evaluation_seconds) / seconds
         if n_tokens < max(1, asked.max_steps * asked.batch_size) * T:
@@ -150,10 +157,11 @@ def choose(asked: Any, trial: Trial) -> tuple[Any, Clock | None]:
     if not asked.eval_every:
         evaluations = int(EVALUATION_SHARE * seconds / choice.evaluation_seconds)
         evaluations = max(1, min(evaluations, MOST_EVALUATIONS))
-        found = replace(found, eval_every=math.ceil(found.max_steps / evaluations))
+        found = replace(found, eval_every=math.ceil(MORE_STEPS * found.max_steps / evaluations))
     if world.is_main:
         bits = dataset.bits_per_byte(choice.loss)
-        print(f"expected: {choice.loss:.2f} nats per token, {bits:.2f} bits per byte")
+        shown = f"{choice.loss:.2f} nats per token, {bits:.2f} bits per byte"
+        print(f"expected: {shown}, give or take {recipe.ERROR:.0%}")
     # All evaluations but the last one are spread over the training, so the clock sees them
     left = planner.seconds_left() - choice.evaluation_seconds
     now = time.perf_counter()
@@ -162,28 +170,18 @@ def choose(asked: Any, trial: Trial) -> tuple[Any, Clock | None]:
 
 
 def settle(planner: Planner, trial: Trial, speed: Speed, most_seconds: float) -> Choice:
-    """Choose and time in turn, until the choice is a size that was timed.
+    """Choose and time in turn, until the choice is a size, and a batch size, that were timed.
 
-    It may at most double each time, as the speed of much larger sizes is a guess.
+    The pilot's speed is only the first guess, as its steps are smaller than those of the run. A
+    choice has at most twice the layers of any before, as the speed of larger sizes is a guess.
     """
-    speeds = {PILOT_LAYERS: speed}
-    last = speed
-    choice = planner.best(2 * PILOT_LAYERS, speed, last)
+    choice = planner.best(2 * PILOT_LAYERS, speed)
+    speeds: dict[tuple[int, int], Speed] = {}
     for _ in range(MOST_ROUNDS):
-        n_layer = choice.config.model.n_layer
-        if n_layer in speeds:
+        size = (choice.config.model.n_layer, choice.config.batch_size)
+        if size in speeds:
             break
-        last = speeds[n_layer] = trial.speed(choice.config, most_seconds)
-        choice = planner.best(2 * max(speeds), speed, last)
+        last = speeds[size] = trial.speed(choice.config, most_seconds)
+        most_layers, _ = max(speeds)
+        choice = planner.best(2 * most_layers, next(iter(speeds.values())), last)
     return choice
-
-
-def seconds_per_token(flops: float, *speeds: Speed) -> float:
-    """Return the height at `flops` of the line through one or two speeds.
-
-    It goes through the last one, and neither starts below 0 nor is nearly flat.
-    """
-    (x0, y0), (x1, y1) = speeds[0], speeds[-1]
-    slope = (y1 - y0) / (x1 - x0) if x1 != x0 else math.inf
-    slope = min(max(slope, LEAST_SLOPE * y1 / x1), y1 / x1)
-    return y1 + slope * (flops - x1)

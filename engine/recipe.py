@@ -19,6 +19,7 @@ from model import GPT, ModelConfig
 # text is worth almost as much as new text up to 4 epochs (Muennighoff et al., 2023, sec. 5).
 TOKENS_PER_PARAMETER = 20
 EPOCHS = 4
+UNREGULARISED_EPOCHS = 6  # beyond them dropout and decay gain more than they cost (docs/recipe.md)
 # The best batch grows as tokens^(2/3). This fits nanochat's 2^19 tokens a step for 2.5 billion
 # (GPT-2 124M), and our best runs: 768 for 0.14 million, 4,096 for 1.6 million (docs/recipe.md)
 BATCH_TOKENS = 2**19
@@ -30,6 +31,7 @@ SIZE = 0.428
 ALPHA = 0.319
 BETA = 0.304
 REPEATS = 15.0  # R* of Muennighoff et al., 2023, sec. 5
+ERROR = 0.06  # typical for a text that is not in the fit (docs/recipe.md)
 EVAL_EVERY = 250  # steps
 # Tokens in one pass: on a CPU so few that their activations stay in its caches, on a GPU as many as
 # fit in a part of its memory (measured: 25 to 50 bytes for each channel of each layer)
@@ -132,7 +134,7 @@ def regularised(config: Any, epochs: float) -> Any:
 
     What is not 0 stays.
     """
-    if epochs <= EPOCHS:
+    if epochs <= UNREGULARISED_EPOCHS:
         return config
     dropout = config.model.dropout or 0.1
     decay = config.optim.muon_weight_decay or 0.1

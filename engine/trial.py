@@ -23,12 +23,14 @@ PILOT_SHARE = 0.05  # of the time
 PILOT_SECONDS = 120.0  # at most
 PILOT_TOKENS = 512  # in a step, of a process
 LEAST_PILOT_STEPS = 24
-VAL_TOKENS = 2**15  # of the validation split score the pilot
+VAL_TOKENS = 2**15  # of those that the run evaluates score the pilot
+EVALUATION_SHARE = 0.06  # of the time, at most
 TIMED_SHARE = 0.02  # of the time; a size is timed until that has passed, or these steps are done
 TIMED_STEPS = 4
 TRAIN_BYTES = 600_000  # that LZMA compresses
 VAL_BYTES = 100_000
 PIECES = 8  # of each split, spread over it
+LEAST_SLOPE = 0.3  # of seconds over operations: below it the machine has changed its speed
 
 Speed = tuple[float, float]  # operations per token, and seconds per token
 Update = Callable[[Any, tuple[Tensor, ...]], None]
@@ -75,7 +77,8 @@ class Trial:
         run = self.assemble(replace(config, max_steps=steps))
         with contextlib.closing(run.log):
             self._seconds(run, steps)
-            windows = spread(self.dataset.tokens("val"), T + 1, VAL_TOKENS // T)
+            first = config.eval_tokens or most_eval_tokens(seconds, speed[1], T)
+            windows = spread(self.dataset.tokens("val", first), T + 1, VAL_TOKENS // T)
             batches = ((window_1S[:, :-1], window_1S[:, 1:]) for window_1S in windows)
             loss = evaluate(run.loss_model, batches, self.world) or math.nan
         require(math.isfinite(loss), "the pilot's loss is not finite: lower the learning rates")
@@ -93,6 +96,22 @@ class Trial:
         run.log.flush(run.stop)  # waits for a GPU
         taken = torch.tensor(time.perf_counter() - started_at)
         return (self.world.sum(taken) / self.world.size).item()
+
+
+def seconds_per_token(flops: float, *speeds: Speed) -> float:
+    """Return the height at `flops` of the line through one or two speeds.
+
+    It goes through the last one, and neither starts below 0 nor is nearly flat.
+    """
+    (x0, y0), (x1, y1) = speeds[0], speeds[-1]
+    slope = (y1 - y0) / (x1 - x0) if x1 != x0 else math.inf
+    slope = min(max(slope, LEAST_SLOPE * y1 / x1), y1 / x1)
+    return y1 + slope * (flops - x1)
+
+
+def most_eval_tokens(seconds: float, seconds_per_token: float, context_length: int) -> int:
+    """Return how many tokens a run can evaluate, each in a third of the time to train on it."""
+    return max(context_length, int(EVALUATION_SHARE * seconds / (seconds_per_token / 3)))
 
 
 def hardness(dataset: Any) -> float:

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,11 +16,11 @@ import cli
 import train
 from data.loader import Dataset
 from engine import checkpoint, dial, recipe
-from engine.dial import Clock, Planner, seconds_per_token
+from engine.dial import Clock, Planner
 from engine.optim import OptimConfig
 from engine.parallel import World
 from engine.resume import Progress
-from engine.trial import Pilot, hardness, spread
+from engine.trial import Pilot, hardness, seconds_per_token, spread
 from helpers import losses, outcome, train_here, write_dataset
 
 PILOT = Pilot(product_weights=400_000, n_tokens=100_000, loss=2.0, hardness=2.0)
@@ -75,14 +76,14 @@ def test_the_constants_are_those_of_the_fit_in_docs():
         assert getattr(recipe, name) == pytest.approx(value, rel=0.01)
 
 
-def test_a_text_seen_more_than_four_times_gets_dropout_and_decay_and_what_is_given_stays():
+def test_a_text_seen_more_than_six_times_gets_dropout_and_decay_and_what_is_given_stays():
     config = train.TrainConfig()
     plain = replace(config, optim=replace(config.optim, muon_weight_decay=0.0))
-    assert recipe.regularised(plain, epochs=4) == plain
-    found = recipe.regularised(plain, epochs=5)
+    assert recipe.regularised(plain, epochs=6) == plain
+    found = recipe.regularised(plain, epochs=7)
     assert found.model.dropout > 0 < found.optim.muon_weight_decay
     given = replace(plain, model=replace(plain.model, dropout=0.3))
-    assert recipe.regularised(given, epochs=5).model.dropout == 0.3
+    assert recipe.regularised(given, epochs=7).model.dropout == 0.3
 
 
 def test_seconds_lie_on_the_line_through_two_speeds():
@@ -177,6 +178,29 @@ def test_the_choice_is_the_best_of_all_sizes_and_each_fills_the_time(
     assert seconds + best.evaluation_seconds == pytest.approx(600 - dial.ENDING_SECONDS, rel=0.02)
 
 
+@pytest.mark.parametrize("minutes", [1, 10, 100])
+def test_the_size_that_is_taken_was_timed_in_steps_of_the_run_however_slow_the_pilot_was(
+    monkeypatch: pytest.MonkeyPatch, minutes: int
+):
+    monkeypatch.setattr(dial, "STARTED_AT", time.perf_counter())
+    config = cli.parse_config(train.TrainConfig, ["config/modern.toml", f"--minutes={minutes}"])
+    timed: list[tuple[int, int]] = []
+
+    def speed(config: train.TrainConfig, _: float) -> tuple[float, float]:
+        """100 GFLOP/s, in steps of at least 4,096 tokens."""
+        timed.append((config.model.n_layer, config.batch_size))
+        flops = dial.flops_per_token(replace(config.model, vocab_size=64))
+        return flops, flops / 1e11 * max(1.0, 16 / config.batch_size)
+
+    planner = Planner(config, Text(10**9), MACHINE, PILOT)
+    trial: Any = SimpleNamespace(speed=speed)
+    found = dial.settle(planner, trial, (1e6, 1e-4), 1.0)
+    assert (found.config.model.n_layer, found.config.batch_size) in timed
+    n_tokens = found.config.max_steps * found.config.batch_size * 256
+    seconds = n_tokens * speed(found.config, 1.0)[1]
+    assert seconds == pytest.approx(60 * minutes - dial.ENDING_SECONDS, rel=0.07)
+
+
 def test_a_short_text_is_regularised_and_what_is_set_is_kept(monkeypatch: pytest.MonkeyPatch):
     assert choice(monkeypatch, 10).config.model.dropout == 0
     found = choice(monkeypatch, 10, n_tokens=100_000, batch_size=4, eval_tokens=512).config
@@ -185,7 +209,7 @@ def test_a_short_text_is_regularised_and_what_is_set_is_kept(monkeypatch: pytest
 
 
 def test_a_validation_split_that_takes_too_long_is_cut(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(dial, "EVALUATION_SHARE", 1e-6)
+    monkeypatch.setattr("engine.trial.EVALUATION_SHARE", 1e-6)
     assert 0 < choice(monkeypatch, 1).config.eval_tokens < 10_000
 
 
@@ -208,6 +232,25 @@ def test_windows_are_spread_over_the_whole_split():
     firsts = [window_1S[0, 0].item() for window_1S in spread(np.arange(1000), 10, 4)]
     assert firsts == [0, 330, 660, 990]
     assert [w.shape for w in spread(np.arange(7), 10, 4)] == [(1, 7)]
+
+
+@pytest.mark.usefixtures("short")
+@pytest.mark.parametrize("given", [50, 0])  # 0: there is time for a single window
+def test_the_pilot_is_scored_on_the_tokens_that_the_run_evaluates(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: int
+):
+    lengths: list[int] = []
+
+    def watched(tokens_N: np.ndarray, *rest: int) -> Iterator[torch.Tensor]:
+        lengths.append(len(tokens_N))
+        return spread(tokens_N, *rest)
+
+    monkeypatch.setattr("engine.trial.spread", watched)
+    monkeypatch.setattr("engine.trial.EVALUATION_SHARE", 1e-9)
+    flags = ("--minutes=0.05", f"--eval_tokens={given}", *UNPLANNED, *FREE, *FALLING)
+    train_here(tiny, tmp_path / "run", *flags)
+    config = cli.read_toml(str(tmp_path / "run/config.toml"))
+    assert lengths[0] == config["eval_tokens"] == (given or config["model"]["context_length"])
 
 
 @pytest.mark.usefixtures("short")
