@@ -109,9 +109,9 @@ def seconds_per_token(flops: float, *speeds: Speed) -> float:
     return y1 + slope * (flops - x1)
 
 
-def most_eval_tokens(seconds: float, seconds_per_token: float, context_length: int) -> int:
+def most_eval_tokens(seconds: float, per_token: float, context_length: int) -> int:
     """Return how many tokens a run can evaluate, each in a third of the time to train on it."""
-    return max(context_length, int(EVALUATION_SHARE * seconds / (seconds_per_token / 3)))
+    return max(context_length, int(EVALUATION_SHARE * seconds / (per_token / 3)))
 
 
 def hardness(dataset: Any) -> float:
