@@ -6,8 +6,10 @@ Later sources win: defaults < TOML file < command line. The file must be a valid
 It is turned into flags, so that a misspelt key in it is refused as a misspelt flag is.
 """
 
+import atexit
 import contextlib
 import dataclasses
+import gc
 import io
 import json
 import os
@@ -26,6 +28,7 @@ USER_ERROR = 2  # exit code: the run was refused, and a message says why
 
 def run(main: Callable[[], None]) -> None:
     """Call `main`; print one sentence, not a traceback, for errors that the user can fix."""
+    atexit.register(gc.freeze)  # else Python searches torch's objects for garbage as it ends: 0.5 s
     sys.stdin = sys.stdin or os.fdopen(os.open(os.devnull, os.O_RDONLY))  # it was closed
     sys.stdout = sys.stdout or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
     sys.stderr = sys.stderr or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")

@@ -66,11 +66,9 @@ def restore(run: Any, origin: Origin) -> Progress:
     has_begun = (config.out_dir / "config.toml").exists()
     if not config.resume or (has_begun and not checkpoint.has_last(config.out_dir)):
         if origin is not None:
-            is_same = origin["tokenizer"] == dataset["tokenizer"]
             way_out = f"prepare the data with --tokenizer={config.init_from}"
-            require(
-                is_same, f"the dataset's tokenizer is not that of {config.init_from}: {way_out}"
-            )
+            problem = f"the dataset's tokenizer is not that of {config.init_from}: {way_out}"
+            require(origin["tokenizer"] == dataset["tokenizer"], problem)
             load_weights(model, origin["model"])
         return Progress()
     state = newest(run)

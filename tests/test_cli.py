@@ -369,3 +369,9 @@ def test_a_reader_that_closes_the_pipe_early_ends_a_script_quietly():
 def test_any_character_can_be_printed_wherever_the_output_goes():
     said = script("import cli; cli.run(lambda: print('é … 日本'))")
     assert (said.returncode, said.stdout, said.stderr) == (0, "é … 日本\n", "")
+
+
+def test_a_script_that_ends_does_not_search_torchs_objects_for_garbage():
+    frozen = "import atexit, gc; atexit.register(lambda: print(gc.get_freeze_count() > 0))"
+    said = script(f"{frozen}; import cli; cli.run(lambda: None)")
+    assert (said.stdout, said.stderr) == ("True\n", "")

@@ -49,7 +49,7 @@ KNOWS = {  # data and the model know no other room
     "exchange": {"data", "model"},
     "benchmarks": {"data", "engine", "exchange", "model", "sampling", "viewer"},
 }
-BUDGETS = {"model": 330, "train": 250, "sample": 200, "cli": 130}  # lines; others have 200
+BUDGETS = {"model": 330, "train": 250, "sample": 200, "cli": 132}  # lines; others have 200
 MOST_LINES = 10840  # without the exchange with other projects
 MOST_LINES_OF_EXCHANGE = 1000  # with convert.py
 MOST_LINES_OF_BENCHMARKS = 1700
