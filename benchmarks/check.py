@@ -25,6 +25,7 @@ NEW_TOKENS = 16
 ROUNDING = 1e-3  # float32, summed in another order
 NOISE = 1e-4  # the same operations on a GPU that adds in any order
 MOST_OF_BFLOAT16 = 0.05
+TOO_FAR = "TOO FAR"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,4 +80,4 @@ class Check(Output):
 def row(what: str, plain: float, other: float, most: float) -> Row:
     difference = abs(other - plain)
     found: Row = {"check": what, "plain": plain, "other": other, "difference": difference}
-    return found | {"at most": most, "outcome": "ok" if difference <= most else "TOO FAR"}
+    return found | {"at most": most, "outcome": "ok" if difference <= most else TOO_FAR}

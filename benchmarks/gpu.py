@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.check import TOO_FAR
 from benchmarks.preparation import prepare
 from benchmarks.runs import python, run, temporary_folder
 from benchmarks.table import Output, Row, Tables
@@ -35,17 +36,17 @@ class Gpu(Output):
         """Prepare the large text, then do the parts, one after another."""
         rows: list[Row] = []
         with temporary_folder() as folder:
-            names = ("nanogpt", "text", "shakespeare")
-            paths = {name: getattr(self, name).resolve() for name in names}
+            paths = {n: getattr(self, n).resolve() for n in ("nanogpt", "text", "shakespeare")}
             prepare(paths["text"], "gpt2", folder / "large")
             for name, part in read_toml(str(self.parts)).items():
                 words = shlex.split(part["command"])
                 flags = [word.format(data=folder / "large", **paths) for word in words]
                 command = python("bench.py", *flags, f"--json={self.json.resolve()}")
-                outcome = "done"
                 started_at = time.monotonic()
                 try:
-                    print(run(command, limit_seconds=60 * part["minutes"]).text, flush=True)
+                    said = run(command, limit_seconds=60 * part["minutes"]).text
+                    print(said, flush=True)
+                    outcome = TOO_FAR if TOO_FAR in said else "done"
                 except (ValueError, OSError) as error:
                     outcome = str(error)
                 seconds = time.monotonic() - started_at

@@ -46,8 +46,7 @@ def begin(config: Any) -> tuple[Any, Origin]:
     The dropout stays the config's own. Raises ValueError or OSError if there is no such run.
     """
     if config.auto_resume:
-        has_begun = (config.out_dir / "config.toml").exists()
-        config = replace(config, resume=has_begun)
+        config = replace(config, resume=(config.out_dir / "config.toml").exists())
     is_begun = config.resume and checkpoint.has_last(config.out_dir)
     if config.init_from is None or is_begun:
         return config, None

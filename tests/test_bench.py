@@ -523,6 +523,18 @@ def test_what_is_too_far_from_the_plain_run_is_told() -> None:
     assert check.row("a", 2.0, float("nan"), 0.01)["outcome"] == "TOO FAR"
 
 
+@pytest.mark.parametrize(("said", "outcome"), [("ok  ok", "done"), ("ok  TOO FAR", "TOO FAR")])
+def test_a_part_in_which_a_check_is_too_far_is_not_called_done(
+    said: str, outcome: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "parts.toml").write_text('[one]\nminutes = 1\ncommand = "check"\n')
+    monkeypatch.setattr(gpu, "prepare", lambda *_: None)
+    monkeypatch.setattr(gpu, "run", lambda *_, **__: Finished(1.0, 1, said))
+    here = dict.fromkeys(("nanogpt", "text", "shakespeare"), tmp_path)
+    tables = gpu.Gpu(parts=tmp_path / "parts.toml", json=tmp_path / "json", **here).measure()
+    assert [row["outcome"] for row in tables["parts"]] == [outcome]
+
+
 @pytest.mark.slow
 def test_a_part_that_fails_or_overruns_costs_no_other(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
