@@ -127,8 +127,8 @@ class Planner:
         loss = recipe.expected_loss(self.pilot, product_weights(sizes), n_tokens, n_unique)
         found = {"batch_size": batch_size, "max_steps": max_steps, "eval_tokens": eval_tokens}
         config = replace(asked, minutes=0.0, model=model, **found)
-        config = recipe.regularised(config, n_tokens / n_unique)
-        return Choice(config, evaluation_seconds, loss)
+        repeats, per_token = n_tokens / n_unique - 1, product_weights(sizes) / n_unique
+        return Choice(recipe.regularised(config, repeats, per_token), evaluation_seconds, loss)
 
     def seconds_left(self) -> float:
         """Return the time for updates and evaluations, by the clock of the main process."""

@@ -19,7 +19,7 @@ from model import GPT, ModelConfig
 # text is worth almost as much as new text up to 4 epochs (Muennighoff et al., 2023, sec. 5).
 TOKENS_PER_PARAMETER = 20
 EPOCHS = 4
-UNREGULARISED_EPOCHS = 6  # beyond them dropout and decay gain more than they cost (docs/recipe.md)
+MEMORISED = 4.0  # repeats x weights per token beyond which dropout and decay pay (docs/recipe.md)
 # The best batch grows as tokens^(2/3). This fits nanochat's 2^19 tokens a step for 2.5 billion
 # (GPT-2 124M), and our best runs: 768 for 0.14 million, 4,096 for 1.6 million (docs/recipe.md)
 BATCH_TOKENS = 2**19
@@ -129,12 +129,12 @@ def reducible(
     return size * (n_weights / 1e6) ** -alpha + (n_tokens / 1e6) ** -beta
 
 
-def regularised(config: Any, epochs: float) -> Any:
-    """Return the config with the dropout and decay that a text of so many epochs needs.
+def regularised(config: Any, repeats: float, weights_per_token: float) -> Any:
+    """Return the config, with dropout and decay if it repeats a text until it is known by heart.
 
-    What is not 0 stays.
+    That is the sooner, the more weights in products there are per token. What is not 0 stays.
     """
-    if epochs <= UNREGULARISED_EPOCHS:
+    if repeats * weights_per_token <= MEMORISED:
         return config
     dropout = config.model.dropout or 0.1
     decay = config.optim.muon_weight_decay or 0.1

@@ -76,14 +76,15 @@ def test_the_constants_are_those_of_the_fit_in_docs():
         assert getattr(recipe, name) == pytest.approx(value, rel=0.01)
 
 
-def test_a_text_seen_more_than_six_times_gets_dropout_and_decay_and_what_is_given_stays():
+def test_a_text_repeated_often_for_its_length_gets_dropout_and_decay_and_what_is_given_stays():
     config = train.TrainConfig()
     plain = replace(config, optim=replace(config.optim, muon_weight_decay=0.0))
-    assert recipe.regularised(plain, epochs=6) == plain
-    found = recipe.regularised(plain, epochs=7)
+    assert recipe.regularised(plain, repeats=3.5, weights_per_token=0.6) == plain
+    assert recipe.regularised(plain, repeats=0.0, weights_per_token=100) == plain
+    found = recipe.regularised(plain, repeats=3.5, weights_per_token=1.7)
     assert found.model.dropout > 0 < found.optim.muon_weight_decay
     given = replace(plain, model=replace(plain.model, dropout=0.3))
-    assert recipe.regularised(given, epochs=7).model.dropout == 0.3
+    assert recipe.regularised(given, 3.5, 1.7).model.dropout == 0.3
 
 
 def test_seconds_lie_on_the_line_through_two_speeds():
