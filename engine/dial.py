@@ -110,8 +110,7 @@ class Planner:
     def choice(self, model: ModelConfig, left: float, *speeds: Speed) -> Choice | None:
         """Return what a size would do in the seconds that are left; None if they are too few."""
         asked, T = self.asked, model.context_length
-        vocab_size = self.dataset.fitting_vocab_size(model.vocab_size)
-        sizes = replace(model, vocab_size=vocab_size)
+        sizes = replace(model, vocab_size=self.dataset.fitting_vocab_size(model.vocab_size))
         seconds = seconds_per_token(flops_per_token(sizes), *speeds)
         n_unique, n_val_tokens = (len(self.dataset.tokens(split)) for split in ("train", "val"))
         most = most_eval_tokens(60 * asked.minutes, seconds, T)
@@ -124,11 +123,12 @@ class Planner:
         batch_size = self.world.size * math.ceil(rows / self.world.size)
         max_steps = asked.max_steps or max(1, round(n_tokens / (batch_size * T)))
         n_tokens = max_steps * batch_size * T
-        loss = recipe.expected_loss(self.pilot, product_weights(sizes), n_tokens, n_unique)
+        n_weights = product_weights(sizes)
+        loss = recipe.expected_loss(self.pilot, n_weights, n_tokens, n_unique)
         found = {"batch_size": batch_size, "max_steps": max_steps, "eval_tokens": eval_tokens}
         config = replace(asked, minutes=0.0, model=model, **found)
-        repeats, per_token = n_tokens / n_unique - 1, product_weights(sizes) / n_unique
-        return Choice(recipe.regularised(config, repeats, per_token), evaluation_seconds, loss)
+        config = recipe.regularised(config, n_tokens / n_unique - 1, n_weights / n_unique)
+        return Choice(config, evaluation_seconds, loss)
 
     def seconds_left(self) -> float:
         """Return the time for updates and evaluations, by the clock of the main process."""
