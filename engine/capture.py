@@ -53,5 +53,6 @@ class Captured:
         """Record what the function starts; nothing runs meanwhile."""
         self.inputs = [tensor.clone() for tensor in inputs]
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
+        # Only this thread's calls matter: another one makes the next batch meanwhile
+        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
             self.output = self.function(owner, *self.inputs)

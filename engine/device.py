@@ -78,8 +78,9 @@ def pinned(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return a copy on the device, for which nobody waits, or the tensor itself."""
-    return pinned(tensor, device).to(device, non_blocking=True)
+    """Return a copy on the device, or the tensor itself; nobody waits for a copy to CUDA."""
+    # An Apple GPU would read the host's memory later, when it may be freed (pytorch #189690)
+    return pinned(tensor, device).to(device, non_blocking=device.type == "cuda")
 
 
 class HostCopy:
@@ -111,7 +112,7 @@ class Prefetch:
         """Return the batch of a step on the device, and begin to make that of the next one."""
         steps = (step, step + 1)
         self.ready = {s: self.ready.get(s) or self.thread.submit(self._make, s) for s in steps}
-        return tuple(t.to(self.device, non_blocking=True) for t in self.ready[step].result())
+        return tuple(sent(tensor, self.device) for tensor in self.ready[step].result())
 
     def _make(self, step: int) -> tuple[Tensor, ...]:
         return tuple(pinned(tensor, self.device) for tensor in self.make(step))

@@ -77,9 +77,10 @@ class AdamW:
     def __init__(self, groups: list[Group], betas: tuple[float, float]) -> None:
         self.groups, self.betas = [group for group in groups if group.parameters], betas
         self.state = {  # running means of the gradient and of its square, and number of updates
-            name: (torch.zeros_like(p), torch.zeros_like(p), torch.zeros((), device=p.device))
+            name: (torch.zeros_like(p), torch.zeros_like(p), torch.zeros((), device=where))
             for group in self.groups
             for name, p in group.parameters.items()
+            for where in ["cpu" if p.device.type == "mps" else p.device]  # Apple's reads it there
         }
 
     @torch.no_grad()

@@ -49,6 +49,11 @@ class RecordedGraph(TorchDispatchMode):
                     old.copy_(new)
 
 
+def recorded(graph: RecordedGraph, capture_error_mode: str) -> RecordedGraph:
+    assert capture_error_mode == "thread_local"  # or what a thread does may end the capture
+    return graph
+
+
 @pytest.fixture
 def graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the CPU capture steps as a GPU does."""
@@ -57,4 +62,4 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
     monkeypatch.setattr(torch.cuda, "stream", nullcontext)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", RecordedGraph)
-    monkeypatch.setattr(torch.cuda, "graph", lambda graph: graph)
+    monkeypatch.setattr(torch.cuda, "graph", recorded)

@@ -137,6 +137,32 @@ def test_an_error_in_making_a_batch_reaches_the_loop():
         Prefetch(make, CPU).batch(0)
 
 
+class Waiting:
+    """A tensor on the host that notes how it is sent."""
+
+    def __init__(self, said: str = "") -> None:
+        self.said = said
+
+    def pin_memory(self) -> "Waiting":
+        return Waiting("pinned")
+
+    def to(self, device: torch.device, non_blocking: bool) -> str:
+        return f"{self.said} to {device.type}, {'at once' if non_blocking else 'waiting'}"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("cuda", "pinned to cuda, at once"),
+        ("mps", " to mps, waiting"),  # https://github.com/pytorch/pytorch/issues/189690
+        ("cpu", " to cpu, waiting"),
+    ],
+)
+def test_only_cuda_reads_the_memory_of_the_host_later(name: str, expected: str):
+    tensor: Any = Waiting()
+    assert device.sent(tensor, torch.device(name)) == expected
+
+
 # --- Numbers later --------------------------------------------------------------------------------
 
 

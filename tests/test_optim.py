@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 from engine.muon import Group, orthogonalize
@@ -374,3 +375,10 @@ def test_a_run_shorter_than_its_warm_up_only_rises():
 def test_settings_out_of_range_are_refused_with_rule_and_value(changes: Any, message: str):
     with pytest.raises(ValueError, match=message):
         OptimConfig(**changes)
+
+
+def test_the_numbers_of_updates_lie_where_an_update_reads_them():
+    with FakeTensorMode():  # no memory behind it, so that it may be Apple's
+        group = Group({"wte": torch.empty(3, 2, device="mps")}, 1e-3, 0.0)
+        mean, square, count = AdamW([group], (0.9, 0.95)).state["wte"]
+    assert (mean.device.type, square.device.type, count.device.type) == ("mps", "mps", "cpu")
