@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import cli
+import files
 from engine import checkpoint, report
 from exchange import foreign, gguf_file, hub_folder
 from exchange.gguf_file import GGUFType
@@ -83,7 +84,8 @@ class Merge:
 
 def write(out_dir: Path, state: dict[str, Any]) -> None:
     """Write a run's folder with one checkpoint, and say what to do with it."""
-    report.open_folder(out_dir, state["config"], resume=False).close()
+    report.open_folder(out_dir, resume=False).close()
+    files.write_text(out_dir / "config.toml", state["config"])
     checkpoint.save(out_dir, state | {"optimizers": []}, ["last", "best"])
     print(f'next: python sample.py --out_dir={out_dir} --prompt="..."')
 

@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 
-import cli
 import files
 from engine import recipe
 from engine.count import flops_per_token, product_weights
 from engine.parallel import World
+from engine.report import repeating
 from engine.trial import (
     EVALUATION_SHARE,
     PILOT_LAYERS,
@@ -74,7 +74,7 @@ def keep_time(run: Any) -> Any:
     if passed >= before_fall:
         run.clock = None
     if run.world.is_main:  # running this config again repeats the run
-        files.write_text(config.out_dir / "config.toml", cli.dump_config(config))
+        files.write_text(config.out_dir / "config.toml", repeating(config))
     return config
 
 
@@ -117,10 +117,12 @@ class Planner:
         eval_tokens = asked.eval_tokens or (most if most < n_val_tokens else 0)
         evaluation_seconds = (eval_tokens or n_val_tokens) * seconds / 3
         n_tokens = (left - evaluation_seconds) / seconds
-        if n_tokens < max(1, asked.max_steps * asked.batch_size) * T:
+        if n_tokens < max(1, asked.max_steps) * max(self.world.size, asked.batch_size) * T:
             return None
-        rows = asked.batch_size or recipe.planned_batch(n_tokens, T)
-        batch_size = self.world.size * math.ceil(rows / self.world.size)
+        rows = recipe.planned_batch(n_tokens, T)
+        if asked.max_steps:  # then their size fills the time
+            rows = int(n_tokens / (asked.max_steps * T))
+        batch_size = asked.batch_size or self.world.size * max(1, rows // self.world.size)
         max_steps = asked.max_steps or max(1, round(n_tokens / (batch_size * T)))
         n_tokens = max_steps * batch_size * T
         n_weights = product_weights(sizes)
@@ -146,7 +148,8 @@ def choose(asked: Any, trial: Trial) -> tuple[Any, Clock | None]:
         return asked, None
     for name in ("resume", "init_from"):
         is_new = not getattr(asked, name)
-        require(is_new, f"minutes plan a new run, and {name} goes on with one: leave out minutes")
+        way_out = f"take {asked.out_dir}/config.toml" if name == "resume" else "leave out minutes"
+        require(is_new, f"minutes plan a new run, and {name} goes on with one: {way_out}")
     seconds, world, dataset = 60 * asked.minutes, trial.world, trial.dataset
     if world.is_main:
         print(f"planning {asked.minutes:g} minutes: a trial of this machine and this text ...")

@@ -26,11 +26,11 @@ def open_log(run: Any) -> Metrics:
     if not world.is_main:
         return Metrics(None, start.step, config.max_steps, skip=skip)
     announce(run.model, asdict(config), len(run.batches.tokens_N), world, start.step)
-    # Running it again repeats the run
-    text = cli.dump_config(replace(config, resume=False, auto_resume=False))
+    text = repeating(config)
     repeated = lines_to_repeat(config.out_dir, text, start.step) if config.resume else []
-    lock = open_folder(config.out_dir, text, config.resume)
+    lock = open_folder(config.out_dir, config.resume)
     try:
+        files.write_text(config.out_dir / "config.toml", text)
         wandb = start_wandb(config.wandb, config.out_dir, asdict(config))
         return Metrics(
             config.out_dir,
@@ -47,6 +47,11 @@ def open_log(run: Any) -> Metrics:
         raise
 
 
+def repeating(config: Any) -> str:
+    """Return the config.toml with which a run is repeated."""
+    return cli.dump_config(replace(config, resume=False, auto_resume=False))
+
+
 def lines_to_repeat(out_dir: Path, config: str, first_step: int) -> list[dict[str, float]]:
     """Return what a run had logged from a step on, if it had this config."""
     before, log = out_dir / "config.toml", out_dir / "metrics.jsonl"
@@ -56,8 +61,8 @@ def lines_to_repeat(out_dir: Path, config: str, first_step: int) -> list[dict[st
     return [line for line in read(log) if line["step"] >= first_step]
 
 
-def open_folder(out_dir: Path, config: str, resume: bool) -> files.Lock:
-    """Make the run's folder and put its config there; a new run sets an older one aside.
+def open_folder(out_dir: Path, resume: bool) -> files.Lock:
+    """Make the run's folder; a new run sets an older one aside.
 
     Returns a lock, which keeps other runs out until it is closed. Raises OSError if there is one.
     """
@@ -70,7 +75,7 @@ def open_folder(out_dir: Path, config: str, resume: bool) -> files.Lock:
         aside = next(path for name in names if not (path := out_dir.with_name(name)).exists())
         out_dir.rename(aside)
         print(f"{out_dir} held another run, which is now in {aside}")
-    files.write_text(out_dir / "config.toml", config)
+    out_dir.mkdir(parents=True, exist_ok=True)
     return files.Lock(out_dir)
 
 
@@ -122,11 +127,11 @@ def conclude(
         losses[f"entropy of the text (the best is {above:.2f} % above)"] = entropy
     for name, loss in losses.items():
         print(f"{name}: {loss:.4f} nats per token, {to_bits(loss):.4f} bits per byte")
-    files = ["checkpoints", "config.toml", "metrics.jsonl"]
+    written = ["checkpoints", "config.toml", "metrics.jsonl"]
     if with_picture:
         plot_loss(out_dir, losses)
-        files.append("loss.png")
-    print(f"written to {out_dir}: {', '.join(files)}")
+        written.append("loss.png")
+    print(f"written to {out_dir}: {', '.join(written)}")
     print(f'next: python sample.py --out_dir={out_dir} --prompt="..."')
 
 

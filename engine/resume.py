@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-import cli
-from engine import checkpoint, shares
+from engine import checkpoint, report, shares
 from engine.guards import check_copies
 from engine.optim import Optimizer
 from engine.shard import assign
@@ -159,7 +158,7 @@ def save(run: Any, names: list[str]) -> None:
         "step": run.progress.step,
         "best_val_loss": run.progress.best_val_loss,
         "elapsed_seconds": run.log.elapsed_seconds,
-        "config": cli.dump_config(replace(run.config, resume=False, auto_resume=False)),
+        "config": report.repeating(run.config),
         "model_config": asdict(run.config.model),
         **run.dataset.identity(),
         "order": run.batches.order.kind,

@@ -23,12 +23,10 @@ class Saver:
         self.pending: Future[None] | None = None
 
     def save(self, out_dir: Path, state: dict[str, Any], names: list[str], world: World) -> None:
-        """Copy `state`, and begin to write it under these names. Every process must call this.
+        """Copy `state`, and begin to write it under these names, once `close` has been called.
 
-        The main process writes what is not shared. Raises OSError if the checkpoint before this one
-        could not be written.
+        Every process must call this; the main process writes what is not shared.
         """
-        self.close()
         are_shared = any(map(is_shared, state["model"].values()))
         if world.is_main or are_shared:
             copy = host_copy(state, None if are_shared else {})

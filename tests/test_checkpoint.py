@@ -424,24 +424,23 @@ def test_a_new_run_sets_the_run_before_it_aside(
     saved: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ):
     out_dir = tmp_path / "a/run"
-    report.open_folder(out_dir, "seed = 0", resume=False).close()
+    report.open_folder(out_dir, resume=False).close()
     for number in (1, 2, 3):
         (out_dir / "metrics.jsonl").write_text(f"{number}")
         checkpoint.save(out_dir, state(number), ["last"])
-        report.open_folder(out_dir, f"seed = {number}", resume=False).close()
-        assert names_in(out_dir) == {"config.toml"}
+        report.open_folder(out_dir, resume=False).close()
+        assert names_in(out_dir) == set()
         assert capsys.readouterr().out.endswith(f"which is now in {out_dir}_{number}\n")
     for number in (1, 2, 3):
         aside = tmp_path / f"a/run_{number}"
         assert steps(aside) == {"last": number}
         assert (aside / "metrics.jsonl").read_text() == f"{number}"
-        assert (aside / "config.toml").read_text() == f"seed = {number - 1}"
 
 
 def test_a_resumed_run_keeps_its_folder(saved: Path):
     before = names_in(saved)
-    report.open_folder(saved, "seed = 2", resume=True).close()
-    assert names_in(saved) == before | {"config.toml"}
+    report.open_folder(saved, resume=True).close()
+    assert names_in(saved) == before
 
 
 # --- Restoring ------------------------------------------------------------------------------------

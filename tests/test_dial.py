@@ -113,7 +113,8 @@ def test_a_run_gets_the_steps_that_fill_its_time_when_its_rates_would_begin_to_f
 ):
     now = time.perf_counter()
     optim = OptimConfig(decay_fraction=0.6)
-    config = train.TrainConfig(out_dir=tmp_path / "run", max_steps=100, optim=optim)
+    out_dir = tmp_path / "run"
+    config = train.TrainConfig(out_dir=out_dir, max_steps=100, optim=optim, auto_resume=True)
     bar = SimpleNamespace(total=100)
     run = SimpleNamespace(
         config=config,
@@ -127,7 +128,8 @@ def test_a_run_gets_the_steps_that_fill_its_time_when_its_rates_would_begin_to_f
     assert bar.total == found
     assert (run.clock is not None) == is_timed
     if found != 100:
-        assert cli.read_toml(str(config.out_dir / "config.toml"))["max_steps"] == found
+        written = cli.read_toml(str(out_dir / "config.toml"))
+        assert (written["max_steps"], written["auto_resume"]) == (found, False)
 
 
 class Text:
@@ -143,12 +145,18 @@ class Text:
         return 64
 
 
-def choice(monkeypatch: pytest.MonkeyPatch, minutes: float, n_tokens: int = 10**9, **asked: Any):
+def choice(
+    monkeypatch: pytest.MonkeyPatch,
+    minutes: float,
+    n_tokens: int = 10**9,
+    world: World = MACHINE,
+    **asked: Any,
+):
     """What is chosen on a machine of 100 GFLOP/s in float32."""
     monkeypatch.setattr(dial, "STARTED_AT", time.perf_counter())
     file, flags = "config/modern.toml", [f"--{name}={value}" for name, value in asked.items()]
     config = cli.parse_config(train.TrainConfig, [file, f"--minutes={minutes}", *flags])
-    return Planner(config, Text(n_tokens), MACHINE, PILOT).best(32, (1e6, 1e-5), (1e7, 1e-4))
+    return Planner(config, Text(n_tokens), world, PILOT).best(32, (1e6, 1e-5), (1e7, 1e-4))
 
 
 def test_more_minutes_give_a_larger_model_more_tokens_and_a_lower_loss(
@@ -177,6 +185,22 @@ def test_the_choice_is_the_best_of_all_sizes_and_each_fills_the_time(
     config = replace(best.config.model, vocab_size=64)
     seconds = tokens * 1e-11 * dial.flops_per_token(config)
     assert seconds + best.evaluation_seconds == pytest.approx(600 - dial.ENDING_SECONDS, rel=0.02)
+
+
+@pytest.mark.parametrize("n_processes", [1, 3])
+@pytest.mark.parametrize("max_steps", [200, 1000, 20_000])
+def test_the_size_of_so_many_steps_fills_the_time(
+    monkeypatch: pytest.MonkeyPatch, max_steps: int, n_processes: int
+):
+    monkeypatch.setattr(World, "sum", lambda world, value: value)
+    world = replace(MACHINE, size=n_processes)
+    best = choice(monkeypatch, 60, world=world, max_steps=max_steps)
+    assert best.config.max_steps == max_steps
+    assert best.config.batch_size % n_processes == 0
+    config = replace(best.config.model, vocab_size=64)
+    n_tokens = max_steps * best.config.batch_size * 256
+    seconds = n_tokens * 1e-11 * dial.flops_per_token(config) + best.evaluation_seconds
+    assert 0.8 < seconds / (3600 - dial.ENDING_SECONDS) <= 1.0
 
 
 @pytest.mark.parametrize("minutes", [1, 10, 100])

@@ -15,10 +15,12 @@ import pytest
 import torch
 from torch import Tensor
 
+import files
 import train
 from engine import checkpoint, guards, metrics
 from engine.guards import RECENT, SPIKE, Repeated, Spikes
 from helpers import (
+    contents,
     finish,
     losses,
     outcome,
@@ -273,6 +275,27 @@ def test_a_second_run_in_the_folder_of_one_that_is_running_is_refused(
     assert len(list(tmp_path.glob("run*"))) == 1  # nobody has moved it
     steps = [json.loads(line)["step"] for line in (out_dir / "metrics.jsonl").open()]
     assert steps == sorted(steps)
+
+
+def test_a_run_that_comes_a_moment_too_late_leaves_the_config_of_the_first(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    train_here(tiny, tmp_path / "run")
+    before, locks = contents(tmp_path / "run"), []
+
+    class LateLock(files.Lock):
+        def __init__(self, folder: Path) -> None:
+            """Another process takes the lock after the first look at it."""
+            super().__init__(folder)
+            locks.append(folder)
+            if len(locks) > 1:
+                self.close()
+                raise OSError(f"another process is writing to {folder}")
+
+    monkeypatch.setattr(files, "Lock", LateLock)
+    with pytest.raises(OSError, match="another process is writing"):
+        train_here(tiny, tmp_path / "run", "--resume", "--eval_every=3")
+    assert contents(tmp_path / "run") == before
 
 
 def test_a_finished_run_leaves_its_folder_to_others(tiny: Path, tmp_path: Path):
