@@ -41,9 +41,8 @@ class KVCache:
         if static and starts_B is None:
             self.starts_B = torch.zeros(batch_size, dtype=torch.long, device=like.device)
         self.length = 0  # positions so far
-        self.end = torch.zeros(
-            (), dtype=torch.long, device=like.device
-        )  # the same, for a graph to count
+        # The same, for a graph to count
+        self.end = torch.zeros((), dtype=torch.long, device=like.device)
         self.slots_T = self.end[None]  # where the latest positions lie
         self.n_used = 0  # slots that are read
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model import GPT, Block, Cache, CausalSelfAttention, LayerNorm, Mask, RMSNorm, rope_of
+from model import GPT, Block, Cache, CausalSelfAttention, LayerNorm, Mask, RMSNorm
 from sampling.cache import KVCache, cached_attention
 
 Apply = Callable[[Tensor], Tensor]
@@ -38,6 +38,10 @@ def use_steps(model: GPT) -> None:
         assert isinstance(model, SteppingGPT)
         model.parts = [parts_of(block) for block in model.blocks]
         model.last_norm = norm_of(model.ln_f)
+        exponents_R = torch.arange(0, model.config.head_dim, 2) / model.config.head_dim
+        per_position_R = (model.config.rope_theta**-exponents_R).to(model.wte.weight.device)
+        # sin(-a) = -sin(a) and cos(-a) = cos(a): so the sine has its sign
+        model.angles_per_position_D = torch.cat((-per_position_R, per_position_R))
 
 
 def parts_of(block: nn.Module) -> Parts:
@@ -88,6 +92,7 @@ def rms_norm_of(norm: RMSNorm, weight: Tensor) -> Apply:
 class SteppingGPT(GPT):
     parts: list[Parts]
     last_norm: Apply
+    angles_per_position_D: Tensor
 
     def features(
         self, tokens_BT: Tensor, cache: Cache | None = None, dtype: torch.dtype | None = None
@@ -100,7 +105,10 @@ class SteppingGPT(GPT):
         x_BC = F.embedding(tokens_BT[:, 0], self.wte.weight)
         if not config.is_modern:
             x_BC = x_BC + F.embedding(positions_BT[:, 0], self.wpe.weight)
-        angles = angles_of(self, positions_BT, x_BC.dtype) if config.is_modern else ()
+        angles: tuple[Tensor, ...] = ()  # cosine and sine for both halves of a head (B, 1, D)
+        if config.is_modern:
+            angles_B1D = positions_BT.float()[..., None] * self.angles_per_position_D
+            angles = (angles_B1D.cos().to(x_BC.dtype), angles_B1D.sin().to(x_BC.dtype))
         for parts, slots in zip(self.parts, cache.layers(), strict=True):
             heads = parts.queries_keys_values(parts.norm_1(x_BC))
             heads_BND = heads.view(len(x_BC), -1, config.head_dim)
@@ -124,13 +132,6 @@ def attend(
         newest.copy_(kv_B2KD)
     y_BH1D, _ = cached_attention(heads_BND[:, :H, None], k_BKSD, v_BKSD, mask)
     return y_BH1D.reshape(B, H * D)
-
-
-def angles_of(model: GPT, positions_BT: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return cosine and sine for both halves of a head (B, 1, D), the sine with its sign."""
-    cos_B1TR, sin_B1TR = rope_of(positions_BT, model.config, dtype)
-    cos_B1TD, sin_B1TD = torch.cat((cos_B1TR, cos_B1TR), -1), torch.cat((-sin_B1TR, sin_B1TR), -1)
-    return cos_B1TD[:, :, 0], sin_B1TD[:, :, 0]
 
 
 def turn_of(attention: CausalSelfAttention) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
