@@ -26,22 +26,8 @@ from viewer.page import Json
 from viewer.probe import Probes, make_probes, measure
 from viewer.record import losses
 from viewer.reverser import reverser_scene
-from viewer.scene import (
-    MOST_FRAMES,
-    MOST_TOKENS,
-    Checkpoint,
-    cuts,
-    living_scene,
-    model_scene,
-)
-from viewer.weights import (
-    MOST_IN_F16,
-    Form,
-    most_copies,
-    obstacle_to,
-    rounded,
-    tokenizer_spec,
-)
+from viewer.scene import MOST_FRAMES, MOST_TOKENS, Checkpoint, cuts, living_scene, model_scene
+from viewer.weights import MOST_IN_F16, Form, most_copies, obstacle_to, rounded, tokenizer_spec
 
 FIRST_TOKENS = 32  # of a text by the model itself, which a page shows if it is given none
 

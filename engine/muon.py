@@ -13,8 +13,8 @@ from torch import Tensor
 from engine.parallel import local
 from engine.shard import Owners
 
-# Coefficients of the first iterations that bring singular values between 0 and 1 nearest to 1
-# (Amsel et al., 2025, arXiv 2505.16932, sec. 3.3, with their safety factor of 1.01)
+# Coefficients of the first of five iterations that bring singular values up to 1 nearest to 1
+# (Amsel et al., 2025, arXiv 2505.16932, sec. 3.3; with modded-nanogpt's safety factor of 1.02)
 POLAR_EXPRESS = (
     (8.156554524902461, -22.48329292557795, 15.878769915207462),
     (4.042929935166739, -2.808917465908714, 0.5000178451051316),

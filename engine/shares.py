@@ -37,8 +37,8 @@ def write(folder: Path, tensors: Tensors, group: Any) -> dict[str, str]:
     """
     from torch.distributed.checkpoint import api, hf_storage, state_dict_saver  # slow to import
 
-    sizes = [local(tensor).nbytes for tensor in tensors.values()]
-    numbers = [1 + end // FILE_BYTES for end in accumulate(sizes)]
+    n_bytes = [local(tensor).nbytes for tensor in tensors.values()]
+    numbers = [1 + end // FILE_BYTES for end in accumulate(n_bytes)]
     mapping = dict(zip(tensors, numbers, strict=True))
     writer = hf_storage.HuggingFaceStorageWriter(str(folder), mapping, save_distributed=True)
     try:

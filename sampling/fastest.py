@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 import files
-from cli import read_toml
+from cli import read_toml, sentence
 from data.loader import Dataset
 from engine.loss import LossModel
 from model import GPT
@@ -26,7 +26,7 @@ MOST_TOKENS = 2**15  # of that text
 PROMPT_TOKENS = 16
 STEPS = 12  # that are timed
 FILE = "precision.json"
-NO_TEXT = "precision: float32 (others are tried where the run's validation text is)\n"
+NOT_TRIED = "precision: float32, as no other could be tried: "
 
 
 def fastest(trained: Trained, out_dir: Path) -> SamplePrecision:
@@ -39,8 +39,8 @@ def fastest(trained: Trained, out_dir: Path) -> SamplePrecision:
         return "auto"
     try:
         found = kept(trained, out_dir) or measured(trained, out_dir)
-    except (OSError, ValueError, KeyError):
-        print(NO_TEXT, end="", file=sys.stderr)
+    except (OSError, ValueError, KeyError) as error:
+        print(f"{NOT_TRIED}{sentence(error)}", file=sys.stderr)
         return "float32"
     kind, exact = found["precision"], found["tried"]["float32"]
     shown = f"precision: {kind}"
