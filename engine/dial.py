@@ -150,6 +150,7 @@ def choose(asked: Any, trial: Trial) -> tuple[Any, Clock | None]:
         is_new = not getattr(asked, name)
         way_out = f"take {asked.out_dir}/config.toml" if name == "resume" else "leave out minutes"
         require(is_new, f"minutes plan a new run, and {name} goes on with one: {way_out}")
+    require(asked.minutes < math.inf, "minutes must be finite: got inf")
     seconds, world, dataset = 60 * asked.minutes, trial.world, trial.dataset
     if world.is_main:
         print(f"planning {asked.minutes:g} minutes: a trial of this machine and this text ...")

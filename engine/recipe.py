@@ -13,7 +13,7 @@ from engine.count import count_parameters
 from engine.device import choose_precision, memory_bytes
 from engine.parallel import World
 from engine.trial import Pilot
-from model import GPT, ModelConfig
+from model import GPT, ModelConfig, require
 
 # Compute is best spent at 20 tokens per parameter (Hoffmann et al., 2022, sec. 3), and repeated
 # text is worth almost as much as new text up to 4 epochs (Muennighoff et al., 2023, sec. 5).
@@ -55,8 +55,10 @@ class Plan:
 def complete(asked: Any, model: GPT, n_tokens: int, world: World) -> Any:
     """Fill in the sizes, rates and precision that a config leaves to the recipe.
 
-    They follow from the model, the number of training tokens, and the machine.
+    They follow from the model, the number of training tokens, and the machine. Raises ValueError
+    if a size cannot be used.
     """
+    require(asked.eval_tokens != 1, "eval_tokens must be 0 or at least 2: got 1")
     n_parameters = count_parameters(model)["total"]
     context_length = model.config.context_length
     found = plan(n_parameters, n_tokens, context_length, asked.max_steps, asked.batch_size)

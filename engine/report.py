@@ -1,6 +1,9 @@
 """What a run says of itself: what will be trained, how fast, and at the end a picture."""
 
 import itertools
+import json
+import re
+import shlex
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -74,6 +77,11 @@ def open_folder(out_dir: Path, resume: bool) -> files.Lock:
         names = (f"{out_dir.name}_{number}" for number in itertools.count(1))
         aside = next(path for name in names if not (path := out_dir.with_name(name)).exists())
         out_dir.rename(aside)
+        config = aside / "config.toml"
+        if config.exists():  # that run goes on in its new place, not in this one
+            own = f"out_dir = {json.dumps(str(aside), ensure_ascii=False)}"
+            text = re.sub("(?m)^out_dir = .*", lambda _: own, config.read_text(encoding="utf-8"))
+            files.write_text(config, text)
         print(f"{out_dir} held another run, which is now in {aside}")
     out_dir.mkdir(parents=True, exist_ok=True)
     return files.Lock(out_dir)
@@ -132,7 +140,7 @@ def conclude(
         plot_loss(out_dir, losses)
         written.append("loss.png")
     print(f"written to {out_dir}: {', '.join(written)}")
-    print(f'next: python sample.py --out_dir={out_dir} --prompt="..."')
+    print(f'next: python sample.py --out_dir={shlex.quote(str(out_dir))} --prompt="..."')
 
 
 def plot_loss(out_dir: Path, levels: dict[str, float]) -> None:

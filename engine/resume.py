@@ -1,12 +1,14 @@
 """Pack and restore weights and optimizer state, and refuse to go on with a run that differs."""
 
 import math
+import shlex
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
+import cli
 from engine import checkpoint, report, shares
 from engine.guards import check_copies
 from engine.optim import Optimizer
@@ -45,7 +47,11 @@ def begin(config: Any) -> tuple[Any, Origin]:
     The dropout stays the config's own. Raises ValueError or OSError if there is no such run.
     """
     if config.auto_resume:
-        config = replace(config, resume=(config.out_dir / "config.toml").exists())
+        own = config.out_dir / "config.toml"
+        if config.minutes and own.exists():  # it has the sizes that these minutes chose
+            flags = (f"--out_dir={config.out_dir}", "--auto_resume")
+            config = cli.parse_config(type(config), [str(own), *flags])
+        config = replace(config, resume=own.exists())
     is_begun = config.resume and checkpoint.has_last(config.out_dir)
     if config.init_from is None or is_begun:
         return config, None
@@ -172,5 +178,6 @@ def leave(run: Any) -> None:
     save(run, ["last"] if run.progress.is_evaluated else ["last", "best"])
     run.saver.close()
     run.world.wait_for_all()  # torchrun ends the others as soon as one leaves
-    run.log.end(run.progress.step, f"python train.py {run.config.out_dir}/config.toml --resume")
+    config = shlex.quote(f"{run.config.out_dir}/config.toml")
+    run.log.end(run.progress.step, f"python train.py {config} --resume")
     raise SystemExit(run.stop.exit_code)

@@ -93,6 +93,10 @@ class Trial:
             batch = run.batches.batch(run.progress.step)
             self.update(run, tuple(tensor.to(self.world.device) for tensor in batch))
             run.progress.step += 1
+            if run.stop.is_agreed:
+                if self.world.is_main:
+                    print("stopped while planning: there is nothing to go on with")
+                raise SystemExit(run.stop.exit_code)
         run.log.flush(run.stop)  # waits for a GPU
         taken = torch.tensor(time.perf_counter() - started_at)
         return (self.world.sum(taken) / self.world.size).item()

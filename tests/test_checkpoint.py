@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 import torch
 
+import cli
+import train
 from engine import checkpoint, report, resume
 from engine.loss import LossModel
 from engine.optim import OptimConfig, Optimizer, build_optimizers
@@ -426,6 +428,8 @@ def test_a_new_run_sets_the_run_before_it_aside(
     out_dir = tmp_path / "a/run"
     report.open_folder(out_dir, resume=False).close()
     for number in (1, 2, 3):
+        config = train.TrainConfig(out_dir=out_dir, seed=number)
+        (out_dir / "config.toml").write_text(cli.dump_config(config))
         (out_dir / "metrics.jsonl").write_text(f"{number}")
         checkpoint.save(out_dir, state(number), ["last"])
         report.open_folder(out_dir, resume=False).close()
@@ -435,6 +439,14 @@ def test_a_new_run_sets_the_run_before_it_aside(
         aside = tmp_path / f"a/run_{number}"
         assert steps(aside) == {"last": number}
         assert (aside / "metrics.jsonl").read_text() == f"{number}"
+        expected = train.TrainConfig(out_dir=aside, seed=number)
+        assert cli.parse_config(train.TrainConfig, [str(aside / "config.toml")]) == expected
+
+
+def test_a_folder_without_a_config_is_set_aside_too(saved: Path):
+    (saved / "config.toml").unlink(missing_ok=True)
+    report.open_folder(saved, resume=False).close()
+    assert checkpoint.has_last(saved.with_name(f"{saved.name}_1"))
 
 
 def test_a_resumed_run_keeps_its_folder(saved: Path):

@@ -1,6 +1,7 @@
 """The dial: minutes in, sizes out."""
 
 import math
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -297,6 +298,43 @@ def test_steps_that_are_given_are_done_however_much_time_is_left(tiny: Path, tmp
     train_here(tiny, tmp_path / "run", "--minutes=0.1", *FALLING)
     assert cli.read_toml(str(tmp_path / "run/config.toml"))["max_steps"] == 12
     assert len(losses(tmp_path / "run")) == 12 + 3
+
+
+@pytest.mark.usefixtures("short")
+@pytest.mark.parametrize("is_saved", [True, False])
+def test_a_job_of_some_minutes_that_is_started_again_goes_on_with_what_they_chose(
+    tiny: Path, tmp_path: Path, is_saved: bool
+):
+    job = ("--minutes=0.05", "--auto_resume", *UNPLANNED, *FREE, *FALLING)
+    train_here(tiny, tmp_path / "run", *job)
+    before = (tmp_path / "run/config.toml").read_text()
+    expected = outcome(tmp_path / "run")
+    if not is_saved:  # it was killed before its first checkpoint
+        (tmp_path / "run/checkpoints.json").unlink()
+    train_here(tiny, tmp_path / "run", *job)
+    assert (tmp_path / "run/config.toml").read_text() == before
+    assert outcome(tmp_path / "run") == expected
+
+
+@pytest.mark.usefixtures("short")
+def test_a_run_that_is_asked_to_stop_while_it_is_planned_ends_at_once_and_leaves_nothing(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    started: list[int] = []
+
+    def update(run: train.Run, batch: tuple[torch.Tensor, ...]) -> None:
+        started.append(run.progress.step)
+        run.stop.signal = signal.SIGTERM
+        original(run, batch)
+
+    original = train.update
+    monkeypatch.setattr(train, "update", update)
+    with pytest.raises(SystemExit) as stop:
+        train_here(tiny, tmp_path / "run", "--minutes=1", *UNPLANNED, *FREE, *FALLING)
+    assert stop.value.code == 128 + signal.SIGTERM
+    assert len(started) < 4
+    assert "stopped while planning" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.usefixtures("short")

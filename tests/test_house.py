@@ -49,9 +49,9 @@ KNOWS = {  # data and the model know no other room
     "exchange": {"data", "model"},
     "benchmarks": {"data", "engine", "exchange", "model", "sampling", "viewer"},
 }
-BUDGETS = {"model": 330, "train": 250, "sample": 200, "cli": 132}  # lines; others have 200
-MOST_LINES = 10840  # without the exchange with other projects
-MOST_LINES_OF_EXCHANGE = 1000  # with convert.py
+BUDGETS = {"model": 330, "train": 250, "sample": 200, "cli": 134}  # lines; others have 200
+MOST_LINES = 10875  # without the exchange with other projects
+MOST_LINES_OF_EXCHANGE = 1005  # with convert.py
 MOST_LINES_OF_BENCHMARKS = 1700
 MOST_LINES_OF_A_ROOM = 2850
 BLOCKS = (ast.For, ast.While, ast.If, ast.With, ast.Try, ast.Match)

@@ -667,6 +667,8 @@ def refusal(
         (["--eval_every=-1"], "eval_every must be at least 0: got -1"),
         (["--model.n_layer=0"], "n_layer must be given, or minutes that choose it: got 0"),
         (["--minutes=-1"], "minutes must be at least 0: got -1"),
+        (["--minutes=inf"], "minutes must be finite: got inf"),
+        (["--eval_tokens=1"], "eval_tokens must be 0 or at least 2: got 1"),
         (["--minutes=0.001"], "minutes are too few for this run: got 0.001; give more"),
         (["--minutes=1", "--resume"], "minutes plan a new run, and resume goes on with one: take"),
         (["--seed=-1"], "seed must be at least 0: got -1"),
