@@ -50,7 +50,7 @@ class TextFile:
 
 def read_documents(path: Path, column: str) -> Iterator[Document]:
     """Yield the documents of a file, whose name says of which kind it is."""
-    match path.name.removesuffix(".gz").rpartition(".")[2]:
+    match path.name.lower().removesuffix(".gz").rpartition(".")[2]:
         case "jsonl":
             return read_jsonl(path, column)
         case "parquet":
@@ -136,7 +136,7 @@ def text_field(line: bytes, place: str, *names: str) -> str:
 def open_bytes(path: Path) -> Iterator[BinaryIO]:
     """Open a file for reading, decompressed if its name ends in .gz."""
     try:
-        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+        with gzip.open(path) if path.suffix.lower() == ".gz" else open(path, "rb") as file:
             yield cast(BinaryIO, file)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{path} is not a whole gzip file: {error}") from error

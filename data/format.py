@@ -39,6 +39,12 @@ def token_dtype(vocab_size: int) -> np.dtype:
     return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
 
 
+def is_dataset(folder: Path) -> bool:
+    """Say whether a folder holds a prepared dataset."""
+    meta = folder / META
+    return meta.is_file() and b'"format_version"' in meta.read_bytes()
+
+
 def check_sha256(path: Path, sha256: str) -> None:
     """Raise ValueError if a file does not have this SHA-256."""
     if files.sha256(path) != sha256:

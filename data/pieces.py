@@ -79,7 +79,7 @@ def cut(corpus: Corpus) -> Iterator[Corpus]:
     n_bytes = 0.0
     for path, read in corpus.files:
         group.append((path, read))
-        n_bytes += path.stat().st_size * PACKED.get(path.suffix, 1.0)
+        n_bytes += path.stat().st_size * PACKED.get(path.suffix.lower(), 1.0)
         if n_bytes >= PIECE_BYTES:
             yield replace(corpus, files=tuple(group))
             group = []

@@ -5,6 +5,7 @@ than one document, each begins with the end-of-text token, so that generation ca
 """
 
 import math
+import shlex
 import signal
 import sys
 from dataclasses import dataclass
@@ -148,7 +149,7 @@ def report(folder: Path, meta: dict[str, Any]) -> None:
     for split, about in splits.items():
         sizes = f"{about['bytes']:,} bytes, {about['documents']:,} documents"
         print(f"  {split:5} {about['tokens']:>13,} tokens, {sizes}")
-    flags = f"--data.path={folder} --out_dir=out/{folder.name}"
+    flags = shlex.join((f"--data.path={folder}", f"--out_dir=out/{folder.name}"))
     print(f"next: python train.py config/{preset}.toml {flags}")
 
 

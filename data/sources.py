@@ -9,6 +9,7 @@ from pathlib import Path
 from data.corpora import DOWNLOADS, HUB
 from data.documents import Document, NotTextError, Reader, read_blocks, read_documents
 from data.download import fetch
+from data.format import is_dataset
 from data.parquet import COLUMN
 from data.plays import find_plays
 from data.stories import write_stories
@@ -59,7 +60,7 @@ class Corpus:
     def bytes(self) -> int | None:
         """Return the size of the text, as far as that of the files tells it."""
         paths = [path for path, _ in self.files]
-        is_packed = any(path.suffix in (".gz", ".parquet") for path in paths)
+        is_packed = any(path.suffix.lower() in (".gz", ".parquet") for path in paths)
         return None if is_packed else sum(path.stat().st_size for path in paths)
 
 
@@ -87,17 +88,25 @@ NAMED = ", ".join([*LOCAL, *HUB])
 
 
 def walk(folder: Path, left_out: Collection[str] = ()) -> list[Path]:
-    """Return the files under a folder, sorted, but no hidden ones. Raises OSError if unreadable."""
+    """Return the files under a folder, sorted, but none that are hidden or of a dataset.
+
+    Raises OSError if one cannot be read.
+    """
     if not folder.is_dir():
         raise FileNotFoundError(
             f"no file or folder is named {folder}: give a path or one of {NAMED}"
         )
+    if is_dataset(folder):
+        raise ValueError(f"{folder} is a prepared dataset: give the text that it was made from")
 
     def refuse(error: OSError) -> None:
         raise error
 
     paths: list[Path] = []
     for root, folders, names in os.walk(folder, onerror=refuse):  # follows no links to folders
+        if is_dataset(Path(root)):
+            folders.clear()
+            continue
         folders[:] = [name for name in folders if name[0] != "." and name not in left_out]
         paths += [Path(root, name) for name in names if name[0] != "."]
     return sorted(path for path in paths if path.is_file())
@@ -105,7 +114,7 @@ def walk(folder: Path, left_out: Collection[str] = ()) -> list[Path]:
 
 def is_readable(path: Path) -> bool:
     """Say whether a file is a Parquet file by its name, or the whole of it is UTF-8 text."""
-    if path.suffix == ".parquet":
+    if path.suffix.lower() == ".parquet":
         return True
     try:
         for _ in read_blocks(path):

@@ -26,7 +26,7 @@ def read_text(path: Path) -> str:
 def read_prompts(path: Path) -> list[str]:
     """Return a prompt for each line that is not empty; in .jsonl, its "prompt" or "text"."""
     lines = [line.removesuffix("\r") for line in read_text(path).split("\n") if line.strip()]
-    if path.suffix == ".jsonl":
+    if path.suffix.lower() == ".jsonl":
         lines = [
             text_field(line.encode(), f"{path}, prompt {n}", "prompt", "text")
             for n, line in enumerate(lines, 1)
@@ -40,7 +40,8 @@ def encode_prompt(text: str, trained: Trained) -> list[int]:
     """Return the token ids of a prompt; of an empty one, what starts a text in the dataset."""
     tokenizer = trained.tokenizer
     if any("\ud800" <= character <= "\udfff" for character in text):
-        raise ValueError(f"a prompt must be Unicode text, without half a character: got {text!r}")
+        end = text[-40:]
+        raise ValueError(f"a prompt must be Unicode text, without half a character: got {end!r}")
     if text:
         return tokenizer.encode(text)
     if trained.starts_documents and tokenizer.end_of_text is not None:

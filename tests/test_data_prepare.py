@@ -458,6 +458,27 @@ def test_binary_files_in_a_folder_are_skipped_and_reported(stories: Path, tmp_pa
     assert contents(dataset.path)["train.bin"] == expected["train.bin"]
 
 
+def test_a_dataset_in_a_folder_is_no_text_of_it_and_no_source(stories: Path, tmp_path: Path):
+    expected = contents(build(stories, out=tmp_path / "1", tokenizer="bpe", vocab_size=300).path)
+    for _ in range(2):  # the second time the first is there
+        build(stories, out=stories / "deeper/dataset", tokenizer="bpe", vocab_size=300)
+    found = contents(stories / "deeper/dataset")
+    assert found["train.bin"] == expected["train.bin"]
+    dataset = stories / "deeper/dataset"
+    with pytest.raises(ValueError, match="dataset is a prepared dataset: give the text that it"):
+        build(dataset, out=dataset, tokenizer="byte")
+    assert contents(dataset) == found
+    (stories / "deeper/meta.json").write_text('{"title": "not of a dataset"}')
+    assert len(Corpus.find([str(stories)]).files) == 41
+
+
+def test_capital_letters_in_the_end_of_a_name_change_nothing(tmp_path: Path):
+    (tmp_path / "A.JSONL").write_text('{"text": "one"}\n{"text": "two"}\n')
+    (tmp_path / "b.Txt.GZ").write_bytes(gzip.compress(b"three"))
+    texts = ["".join(document) for document in Corpus.find([str(tmp_path)]).documents()]
+    assert texts == ["one", "two", "three"]
+
+
 def test_without_network_shakespeare_says_how_to_pass_a_file(monkeypatch, tmp_path: Path):
     def offline(url: str, **settings: object) -> None:
         raise requests.ConnectionError("no network")
