@@ -41,7 +41,9 @@ def run(main: Callable[[], None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         sys.exit(130)  # 128 + SIGINT, as shells count
-    except (ValueError, ArithmeticError, OSError) as error:
+    except (ValueError, ArithmeticError, OSError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):  # as torch says it
+            raise
         with contextlib.suppress(OSError):  # there may be no room for it either
             print(f"error: {sentence(error)}", file=sys.stderr)
         sys.exit(USER_ERROR)

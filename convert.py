@@ -10,6 +10,7 @@ Ollama. `import` makes a run's folder of another project's checkpoint, which is 
 visualised and trained further like any other. `merge` makes one file of what many processes wrote.
 """
 
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,8 +40,11 @@ class Export:
     """Licence to name in the model card, such as mit; none is claimed without it."""
 
     def run(self) -> None:
+        is_gguf = self.to.suffix.lower() == ".gguf"
+        require(is_gguf or self.type == "f32", "only a .gguf file has a type: let `to` end so")
+        require(not is_gguf or not self.license, "a .gguf file has no model card for the license")
         state = checkpoint.load(self.out_dir, self.checkpoint)
-        if self.to.suffix == ".gguf":
+        if is_gguf:
             gguf_file.export(state, self.to, self.type)
             print(f"written to {self.to}, with a Modelfile for Ollama beside it")
         else:
@@ -87,7 +91,7 @@ def write(out_dir: Path, state: dict[str, Any]) -> None:
     report.open_folder(out_dir, resume=False).close()
     files.write_text(out_dir / "config.toml", state["config"])
     checkpoint.save(out_dir, state | {"optimizers": []}, ["last", "best"])
-    print(f'next: python sample.py --out_dir={out_dir} --prompt="..."')
+    print(f'next: python sample.py --out_dir={shlex.quote(str(out_dir))} --prompt="..."')
 
 
 COMMANDS = {"export": Export, "import": Import, "merge": Merge}

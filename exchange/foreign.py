@@ -39,8 +39,8 @@ def read(source: Path, data: Path | None) -> dict[str, Any]:
             f"hub, which is OWNER/NAME@REVISION or one of {', '.join(hub_models.PINNED)}"
         )
     with open(source, "rb") as file:
-        start = np.frombuffer(file.read(4), "<i4").tolist()
-    config, weights = read_llmc(source) if start == [LLMC_MAGIC] else read_nanogpt(source)
+        is_llmc = file.read(4) == LLMC_MAGIC.to_bytes(4, "little")
+    config, weights = read_llmc(source) if is_llmc else read_nanogpt(source)
     tokenizer = find_tokenizer(config.vocab_size, data)
     return hub_folder.without_padding(config, weights, tokenizer) | hub_folder.UNKNOWN
 
@@ -74,7 +74,8 @@ def read_nanogpt(path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
         ).sized()
     except Exception as error:  # a made-up file can fail in any way
         raise ValueError(
-            f"{path} is refused: it must be nanoGPT's ckpt.pt, with tensors and plain values only"
+            f"{path} is refused: it must be nanoGPT's ckpt.pt, with tensors and plain values only, "
+            "or llm.c's model.bin; of the hub's form, pass the folder"
         ) from error
     print("nanoGPT's GELU is the exact one, ours is GPT-2's: the losses differ a little")
     with files.readable(path):
@@ -104,9 +105,8 @@ def read_llmc(path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     order += ["ln_f.weight", "ln_f.bias"]
     numbers_N = np.fromfile(path, LLMC_TYPES[version], offset=4 * LLMC_HEADER)
     expected = sum(int(np.prod(shapes[name])) for name in order)
-    require(
-        len(numbers_N) == expected, f"{path} must hold {expected} numbers: got {len(numbers_N)}"
-    )
+    problem = f"{path} must hold {expected} numbers: got {len(numbers_N)}"
+    require(len(numbers_N) == expected, problem)
     if version == 5:
         numbers_N = (numbers_N.astype("<u4") << 16).view("<f4")
     pieces = torch.from_numpy(numbers_N).split([int(np.prod(shapes[name])) for name in order])

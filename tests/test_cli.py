@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+import torch
 
 import cli
 from helpers import REPOSITORY, finish, start, without_box
@@ -307,6 +308,8 @@ def raises(error: BaseException) -> Callable[[], None]:
         (ArithmeticError("not finite"), "error: not finite\n"),
         (OSError("the disk is full"), "error: the disk is full\n"),
         (PermissionError(13, "Permission denied", "a.txt"), "error: a.txt: Permission denied\n"),
+        (MemoryError("no room for 9 GB"), "error: no room for 9 GB\n"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "error: CUDA out of memory\n"),
     ],
 )
 def test_what_the_user_can_mend_becomes_one_line(
@@ -317,6 +320,13 @@ def test_what_the_user_can_mend_becomes_one_line(
 
 def test_ctrl_c_ends_as_shells_expect(capsys: pytest.CaptureFixture[str]):
     assert ends(raises(KeyboardInterrupt()), capsys) == (130, "")
+
+
+def test_a_tensor_larger_than_the_memory_is_refused_in_a_line(capsys: pytest.CaptureFixture[str]):
+    code, said = ends(lambda: torch.empty(2**60, dtype=torch.uint8), capsys)
+    assert code == 2
+    assert "memory: you tried to allocate 1152921504606846976 bytes" in said
+    assert said.count("\n") == 1
 
 
 @pytest.mark.parametrize("error", [KeyError("x"), TypeError("x"), RuntimeError("x")])

@@ -504,6 +504,30 @@ def test_a_file_that_is_no_checkpoint_or_holds_code_is_refused(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("content", [b"", b"ab", b"abc"])
+def test_a_file_of_a_few_bytes_is_refused(
+    content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "model.bin").write_bytes(content)
+    flags = (tmp_path / "model.bin", f"--out_dir={tmp_path / 'run'}")
+    assert run_here(convert.main, "convert.py", "import", *flags) == 2
+    assert "it must be nanoGPT's ckpt.pt, with tensors and plain values" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--to=models/folder", "--type=q8_0"), "only a .gguf file has a type"),
+        (("--to=models/m.GGUF", "--license=mit"), "a .gguf file has no model card"),
+    ],
+)
+def test_a_flag_that_the_form_has_no_place_for_is_refused(
+    flags: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+):
+    assert run_here(convert.main, "convert.py", "export", *flags) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_a_file_of_llmc_that_was_cut_off_is_refused_with_its_size(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
