@@ -50,7 +50,8 @@ def run(n: int, way: str, tiny: Path, out_dir: Path, *flags: str, script: str = 
 SBATCH = {
     *("job-name", "nodes", "ntasks-per-node", "gpus-per-node", "requeue", "open-mode", "signal"),
 }
-LARGE = ("--model.vocab_size=50257",)  # divisible by 29 and 1733 alone, so its rows are uneven
+# 50257 is divisible by 29 and 1733 alone, so its rows are uneven
+LARGE = ("--model.vocab_size=50257", "--max_steps=4")
 KINDS = {"uneven": UNEVEN, "tied": TIED, "gpt2": GPT2, "large": LARGE, "tied large": LARGE + TIED}
 MEETINGS = [(n, way, kind) for n, way in ((2, "ddp"), (2, "fsdp"), (4, "hsdp")) for kind in KINDS]
 QUICK = [(2, "ddp", "uneven"), (2, "fsdp", "gpt2")]
@@ -78,7 +79,7 @@ GENTLE = (
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("way", "kind"), [("ddp", "uneven"), ("fsdp", "large"), ("hsdp", "tied"), ("hsdp", "gpt2")]
+    ("way", "kind"), [("ddp", "uneven"), ("fsdp", "tied"), ("hsdp", "tied"), ("hsdp", "gpt2")]
 )
 def test_after_50_steps_four_processes_are_at_the_losses_of_one(
     tiny: Path, tmp_path: Path, way: str, kind: str
@@ -390,8 +391,9 @@ cli.run(train.main)
 @pytest.mark.parametrize(
     ("way", "step", "number"),
     [
-        *((way, step, signal.SIGKILL) for way, step in (("ddp", 1), ("fsdp", 7))),
-        *((way, step, signal.SIGSTOP) for way, step in (("ddp", 7), ("fsdp", 5))),
+        ("ddp", 1, signal.SIGKILL),
+        ("fsdp", 7, signal.SIGKILL),
+        ("fsdp", 5, signal.SIGSTOP),  # torchrun waits 30 s for it to end
     ],
 )
 def test_a_job_whose_worker_is_killed_or_stopped_ends_with_the_losses_of_an_undisturbed_one(
