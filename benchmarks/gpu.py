@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks import nanogpt
 from benchmarks.check import TOO_FAR
 from benchmarks.preparation import prepare
 from benchmarks.runs import python, run, temporary_folder
@@ -37,6 +38,8 @@ class Gpu(Output):
         rows: list[Row] = []
         with temporary_folder() as folder:
             paths = {n: getattr(self, n).resolve() for n in ("nanogpt", "text", "shakespeare")}
+            nanogpt.copy(self.nanogpt, folder / "nanogpt")  # or it is none: no part has begun yet
+            self.shakespeare.open().close()  # or it is not there
             prepare(paths["text"], "gpt2", folder / "large")
             for name, part in read_toml(str(self.parts)).items():
                 words = shlex.split(part["command"])

@@ -88,10 +88,7 @@ NAMED = ", ".join([*LOCAL, *HUB])
 
 
 def walk(folder: Path, left_out: Collection[str] = ()) -> list[Path]:
-    """Return the files under a folder, sorted, but none that are hidden or of a dataset.
-
-    Raises OSError if one cannot be read.
-    """
+    """Return the files under a folder, sorted: none hidden or of a dataset. Raises OSError."""
     if not folder.is_dir():
         raise FileNotFoundError(
             f"no file or folder is named {folder}: give a path or one of {NAMED}"

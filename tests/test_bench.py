@@ -525,19 +525,24 @@ def test_what_is_too_far_from_the_plain_run_is_told() -> None:
 
 @pytest.mark.parametrize(("said", "outcome"), [("ok  ok", "done"), ("ok  TOO FAR", "TOO FAR")])
 def test_a_part_in_which_a_check_is_too_far_is_not_called_done(
-    said: str, outcome: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    said: str, outcome: str, checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "parts.toml").write_text('[one]\nminutes = 1\ncommand = "check"\n')
     monkeypatch.setattr(gpu, "prepare", lambda *_: None)
     monkeypatch.setattr(gpu, "run", lambda *_, **__: Finished(1.0, 1, said))
-    here = dict.fromkeys(("nanogpt", "text", "shakespeare"), tmp_path)
-    tables = gpu.Gpu(parts=tmp_path / "parts.toml", json=tmp_path / "json", **here).measure()
+    parts = tmp_path / "parts.toml"
+    sources = {"nanogpt": checkout, "text": parts, "shakespeare": parts}
+    tables = gpu.Gpu(parts=parts, json=tmp_path / "json", **sources).measure()
     assert [row["outcome"] for row in tables["parts"]] == [outcome]
 
 
 @pytest.mark.slow
 def test_a_part_that_fails_or_overruns_costs_no_other(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    tiny: Path,
+    checkout: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
 ) -> None:
     (tmp_path / "parts.toml").write_text(
         f'[fails]\nminutes = 1\ncommand = "whole {{text}}.toml"\n'
@@ -546,9 +551,9 @@ def test_a_part_that_fails_or_overruns_costs_no_other(
     )
     monkeypatch.setattr(gpu, "prepare", lambda *_: None)
     config = gpu.Gpu(
-        nanogpt=tmp_path,
+        nanogpt=checkout,
         text=tmp_path / "no text",
-        shakespeare=tmp_path,
+        shakespeare=tmp_path / "parts.toml",
         parts=tmp_path / "parts.toml",
         json=tmp_path / "results.json",
     )
@@ -778,6 +783,9 @@ def test_records_are_added_and_printed_as_markdown(
     assert [path.name for path in (tmp_path / "docs").iterdir()] == ["results.json"]
 
 
+GPU_TEXTS = ("--text=README.md", "--shakespeare=nowhere")
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -786,6 +794,7 @@ def test_records_are_added_and_printed_as_markdown(
             "error: bench.py measures train, race, whole, ablate, prepare, stories, sample",
         ),
         (["race", "--nanogpt=nowhere", "--text=README.md"], "nowhere is not a checkout of nanoGPT"),
+        (["gpu", "--nanogpt=nowhere", *GPU_TEXTS], "nowhere is not a checkout of nanoGPT"),
         (["train", "a.toml", "--stesp=1"], "Unrecognized options: --stesp=1"),
         (["prepare", "--text=nowhere"], "no file or folder is named nowhere"),
         (["train", "nowhere.toml"], "nowhere.toml: No such file or directory"),
@@ -806,6 +815,12 @@ def test_bad_input_is_refused_before_anything_is_measured(
     printed = capsys.readouterr().err
     assert sentence in " ".join(printed.replace("│", " ").split())
     assert "Traceback" not in printed
+
+
+def test_the_parts_for_a_gpu_begin_when_all_that_they_need_is_there(checkout: Path) -> None:
+    here = {"nanogpt": checkout, "text": checkout / "model.py", "shakespeare": checkout}
+    with pytest.raises(IsADirectoryError):
+        gpu.Gpu(**here).measure()
 
 
 def test_the_commit_of_a_copy_without_git_is_unknown(tmp_path: Path) -> None:
