@@ -123,12 +123,12 @@ def read_toml(path: str) -> dict[str, Any]:
 def dump_config(config: Any) -> str:
     """Return TOML that `parse_config` reads back to an equal config; `None` is left out."""
     values = _flat(dataclasses.asdict(config))
-    return "".join(f"{key} = {_toml(value)}\n" for key, value in values if value is not None)
+    return "".join(f"{key} = {to_toml(value)}\n" for key, value in values if value is not None)
 
 
-def _toml(value: Any) -> str:
+def to_toml(value: Any) -> str:
     """JSON is TOML but for infinity: `(inf, 1)` -> `[inf, 1]`."""
     if isinstance(value, tuple):
-        return f"[{', '.join(map(_toml, value))}]"
+        return f"[{', '.join(map(to_toml, value))}]"
     is_number = isinstance(value, float)
     return repr(value) if is_number else json.dumps(value, ensure_ascii=False, default=str)

@@ -10,7 +10,6 @@ Ollama. `import` makes a run's folder of another project's checkpoint, which is 
 visualised and trained further like any other. `merge` makes one file of what many processes wrote.
 """
 
-import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,7 +90,7 @@ def write(out_dir: Path, state: dict[str, Any]) -> None:
     report.open_folder(out_dir, resume=False).close()
     files.write_text(out_dir / "config.toml", state["config"])
     checkpoint.save(out_dir, state | {"optimizers": []}, ["last", "best"])
-    print(f'next: python sample.py --out_dir={shlex.quote(str(out_dir))} --prompt="..."')
+    report.print_next(out_dir)
 
 
 COMMANDS = {"export": Export, "import": Import, "merge": Merge}

@@ -101,10 +101,8 @@ def walk(folder: Path, left_out: Collection[str] = ()) -> list[Path]:
 
     paths: list[Path] = []
     for root, folders, names in os.walk(folder, onerror=refuse):  # follows no links to folders
-        if is_dataset(Path(root)):
-            folders.clear()
-            continue
-        folders[:] = [name for name in folders if name[0] != "." and name not in left_out]
+        seen = (name for name in folders if name[0] != "." and name not in left_out)
+        folders[:] = [name for name in seen if not is_dataset(Path(root, name))]
         paths += [Path(root, name) for name in names if name[0] != "."]
     return sorted(path for path in paths if path.is_file())
 

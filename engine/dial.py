@@ -73,7 +73,7 @@ def keep_time(run: Any) -> Any:
     run.log.bar.total = config.max_steps
     if passed >= before_fall:
         run.clock = None
-    if run.world.is_main:  # running this config again repeats the run
+    if run.world.is_main:
         files.write_text(config.out_dir / "config.toml", repeating(config))
     return config
 
@@ -146,10 +146,9 @@ def choose(asked: Any, trial: Trial) -> tuple[Any, Clock | None]:
     """
     if not asked.minutes:
         return asked, None
-    for name in ("resume", "init_from"):
-        is_new = not getattr(asked, name)
-        way_out = f"take {asked.out_dir}/config.toml" if name == "resume" else "leave out minutes"
-        require(is_new, f"minutes plan a new run, and {name} goes on with one: {way_out}")
+    rule = "minutes plan a new run, and"
+    require(not asked.resume, f"{rule} resume goes on with one: take {asked.out_dir}/config.toml")
+    require(not asked.init_from, f"{rule} init_from goes on with one: leave out minutes")
     require(asked.minutes < math.inf, "minutes must be finite: got inf")
     seconds, world, dataset = 60 * asked.minutes, trial.world, trial.dataset
     if world.is_main:

@@ -1,7 +1,6 @@
 """What a run says of itself: what will be trained, how fast, and at the end a picture."""
 
 import itertools
-import json
 import re
 import shlex
 from collections.abc import Callable
@@ -79,7 +78,7 @@ def open_folder(out_dir: Path, resume: bool) -> files.Lock:
         out_dir.rename(aside)
         config = aside / "config.toml"
         if config.exists():  # that run goes on in its new place, not in this one
-            own = f"out_dir = {json.dumps(str(aside), ensure_ascii=False)}"
+            own = f"out_dir = {cli.to_toml(aside)}"
             text = re.sub("(?m)^out_dir = .*", lambda _: own, config.read_text(encoding="utf-8"))
             files.write_text(config, text)
         print(f"{out_dir} held another run, which is now in {aside}")
@@ -140,6 +139,10 @@ def conclude(
         plot_loss(out_dir, losses)
         written.append("loss.png")
     print(f"written to {out_dir}: {', '.join(written)}")
+    print_next(out_dir)
+
+
+def print_next(out_dir: Path) -> None:
     print(f'next: python sample.py --out_dir={shlex.quote(str(out_dir))} --prompt="..."')
 
 

@@ -123,7 +123,7 @@ def as_toml(value: Any, is_inside: bool = False) -> str:
         return "{" + ", ".join(lines) + "}" if is_inside else "\n".join(lines)
     if isinstance(value, list):
         return f"[{', '.join(as_toml(item, True) for item in value)}]"
-    return cli._toml(value)
+    return cli.to_toml(value)
 
 
 def survive_edits(
