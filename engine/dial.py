@@ -22,6 +22,7 @@ from engine.count import flops_per_token, product_weights
 from engine.parallel import World
 from engine.report import repeating
 from engine.trial import (
+    EVALUATION_COST,
     EVALUATION_SHARE,
     PILOT_LAYERS,
     TIMED_SHARE,
@@ -115,7 +116,7 @@ class Planner:
         n_unique, n_val_tokens = (len(self.dataset.tokens(split)) for split in ("train", "val"))
         most = most_eval_tokens(60 * asked.minutes, seconds, T)
         eval_tokens = asked.eval_tokens or (most if most < n_val_tokens else 0)
-        evaluation_seconds = (eval_tokens or n_val_tokens) * seconds / 3
+        evaluation_seconds = (eval_tokens or n_val_tokens) * EVALUATION_COST * seconds
         n_tokens = (left - evaluation_seconds) / seconds
         if n_tokens < max(1, asked.max_steps) * max(self.world.size, asked.batch_size) * T:
             return None

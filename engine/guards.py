@@ -52,23 +52,16 @@ class Spikes:
     """Finds losses far above the recent ones."""
 
     def __init__(self) -> None:
-        self.recent: deque[float] = deque()
-        self.sum = 0.0
-        self.sum_of_squares = 0.0
+        self.recent: deque[float] = deque(maxlen=RECENT)
 
     def height(self, loss: float) -> float:
         """Return how many standard deviations a loss is above the recent ones, 0 if unknown."""
         height = 0.0
         if len(self.recent) == RECENT:
-            mean = self.sum / RECENT
-            variance = self.sum_of_squares / RECENT - mean**2
-            height = (loss - mean) / math.sqrt(variance) if variance > 0 else 0.0
-            oldest = self.recent.popleft()
-            self.sum -= oldest
-            self.sum_of_squares -= oldest**2
+            mean = sum(self.recent) / RECENT
+            deviation = math.sqrt(sum((one - mean) ** 2 for one in self.recent) / RECENT)
+            height = (loss - mean) / deviation if deviation > 0 else 0.0
         self.recent.append(loss)
-        self.sum += loss
-        self.sum_of_squares += loss**2
         return height
 
 

@@ -3,6 +3,7 @@
 import math
 import shlex
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,10 +28,6 @@ class Progress:
     best_val_loss: float = math.inf
     elapsed_seconds: float = 0.0
 
-    @property
-    def is_evaluated(self) -> bool:
-        return math.isfinite(self.best_val_loss)
-
     def is_best(self, val_loss: float) -> bool:
         """Note a validation loss, and return whether it is the lowest so far."""
         before = self.best_val_loss
@@ -44,7 +41,8 @@ Origin = dict[str, Any] | None  # the checkpoint of another run, whose weights a
 def begin(config: Any) -> tuple[Any, Origin]:
     """Read the run to start from; return it, and the config with its architecture.
 
-    The dropout stays the config's own. Raises ValueError or OSError if there is no such run.
+    The dropout stays the config's own. Raises ValueError or OSError if there is no such run, or if
+    the config asks for another architecture.
     """
     if config.auto_resume:
         own = config.out_dir / "config.toml"
@@ -56,8 +54,22 @@ def begin(config: Any) -> tuple[Any, Origin]:
     if config.init_from is None or is_begun:
         return config, None
     origin = checkpoint.load(config.init_from, "best")
-    architecture = {**origin["model_config"], "dropout": config.model.dropout}
-    return replace(config, model=ModelConfig(**architecture)), origin
+    architecture = architecture_of(origin, config.init_from, config.model)
+    return replace(config, model=architecture), origin
+
+
+def architecture_of(origin: dict[str, Any], path: Path, asked: ModelConfig) -> ModelConfig:
+    """Return the architecture of a run to start from, with the dropout that is asked for.
+
+    Raises ValueError if another architecture is asked for.
+    """
+    taken = ModelConfig(**{**origin["model_config"], "dropout": asked.dropout}).sized()
+    unasked = (taken, ModelConfig(), ModelConfig(vocab_size=0, n_layer=0))
+    for name, value in vars(asked).items():
+        rule = f"init_from takes the model of {path}, whose {name} is {vars(taken)[name]}"
+        is_fine = any(vars(one)[name] == value for one in unasked)
+        require(is_fine, f"{rule}: leave model.{name} out, or give the same: got {value}")
+    return taken
 
 
 def restore(run: Any, origin: Origin) -> Progress:
@@ -175,7 +187,8 @@ def save(run: Any, names: list[str]) -> None:
 
 def leave(run: Any) -> None:
     """Asked to stop: save, say how to go on, and exit as shells expect."""
-    save(run, ["last"] if run.progress.is_evaluated else ["last", "best"])
+    has_best = math.isfinite(run.progress.best_val_loss)
+    save(run, ["last"] if has_best else ["last", "best"])
     run.saver.close()
     run.world.wait_for_all()  # torchrun ends the others as soon as one leaves
     config = shlex.quote(f"{run.config.out_dir}/config.toml")

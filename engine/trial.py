@@ -25,6 +25,7 @@ PILOT_TOKENS = 512  # in a step, of a process
 LEAST_PILOT_STEPS = 24
 VAL_TOKENS = 2**15  # of those that the run evaluates score the pilot
 EVALUATION_SHARE = 0.06  # of the time, at most
+EVALUATION_COST = 1 / 3  # of a token, beside the time to train on it
 TIMED_SHARE = 0.02  # of the time; a size is timed until that has passed, or these steps are done
 TIMED_STEPS = 4
 TRAIN_BYTES = 600_000  # that LZMA compresses
@@ -114,8 +115,8 @@ def seconds_per_token(flops: float, *speeds: Speed) -> float:
 
 
 def most_eval_tokens(seconds: float, per_token: float, context_length: int) -> int:
-    """Return how many tokens a run can evaluate, each in a third of the time to train on it."""
-    return max(context_length, int(EVALUATION_SHARE * seconds / (per_token / 3)))
+    """Return how many tokens a run can evaluate, given the seconds to train on one."""
+    return max(context_length, int(EVALUATION_SHARE * seconds / (EVALUATION_COST * per_token)))
 
 
 def hardness(dataset: Any) -> float:

@@ -564,7 +564,8 @@ def test_a_run_starts_from_the_weights_and_tokenizer_of_another(tmp_path: Path):
     tokenizer, out = str(tmp_path / "run"), tmp_path / "other"
     prepare(PrepareConfig(sources=(str(tmp_path / "other.txt"),), tokenizer=tokenizer, out=out))
     (tmp_path / "tuned.toml").write_text(TUNED.format(dataset=out))
-    train_here(tmp_path / "tuned.toml", tmp_path / "tuned", f"--init_from={tmp_path / 'run'}")
+    init_from = f"--init_from={tmp_path / 'run'}"
+    train_here(tmp_path / "tuned.toml", tmp_path / "tuned", init_from, "--model.n_embd=16")
     step_0 = load_model(tmp_path / "tuned", "step_0", "cpu").model
     before = load_model(tmp_path / "run", "best", "cpu").model
     for ours, theirs in zip(step_0.parameters(), before.parameters(), strict=True):
@@ -596,6 +597,16 @@ def test_a_dataset_of_another_tokenizer_is_refused_with_the_way_out(
     (tmp_path / "tuned.toml").write_text(TUNED.format(dataset=write_dataset(tmp_path, "byte")))
     with pytest.raises(ValueError, match=r"vocab_size|prepare the data with --tokenizer="):
         train_here(tmp_path / "tuned.toml", tmp_path / "tuned", f"--init_from={tmp_path / 'run'}")
+
+
+def test_a_run_from_another_refuses_sizes_that_this_one_does_not_have(tmp_path: Path) -> None:
+    write_tiny_run(tmp_path)
+    (tmp_path / "tuned.toml").write_text(TUNED.format(dataset=tmp_path / "data"))
+    init_from = f"--init_from={tmp_path / 'run'}"
+    rule = r"run, whose n_embd is 16: leave model.n_embd out, or give the same: got 32"
+    with pytest.raises(ValueError, match=rule):
+        train_here(tmp_path / "tuned.toml", tmp_path / "tuned", init_from, "--model.n_embd=32")
+    assert not (tmp_path / "tuned").exists()
 
 
 # --- The hub --------------------------------------------------------------------------------------

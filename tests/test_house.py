@@ -50,7 +50,7 @@ KNOWS = {  # data and the model know no other room
     "benchmarks": {"data", "engine", "exchange", "model", "sampling", "viewer"},
 }
 BUDGETS = {"model": 330, "train": 250, "sample": 200, "cli": 134}  # lines; others have 200
-MOST_LINES = 10875  # without the exchange with other projects
+MOST_LINES = 10883  # without the exchange with other projects
 MOST_LINES_OF_EXCHANGE = 1005  # with convert.py
 MOST_LINES_OF_BENCHMARKS = 1700
 MOST_LINES_OF_A_ROOM = 2850
