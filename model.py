@@ -58,7 +58,7 @@ class ModelConfig:
     n_inner: int = 0
     """Width of the MLP; 0 takes 4 n_embd, or in modern 8/3 n_embd, rounded up (Shazeer, 2020)."""
     dropout: float = 0.0
-    """Probability in [0, 1) of zeroing an activation, or a token at modern's input, in training."""
+    """Probability in [0, 1) of zeroing an activation, or modern's token or value, in training."""
     tie_embeddings: bool = True
     """Use the token embedding as the output head too; gpt2 always does."""
     rope_theta: float = 10_000.0
@@ -225,6 +225,9 @@ class CausalSelfAttention(nn.Module):
         q_BHTD, k_BKTD, v_BKTD = self.queries_keys_values(x, rope)
         k_BKSD, v_BKSD = cache.add(self.layer, k_BKTD, v_BKTD) if cache else (k_BKTD, v_BKTD)
         dropout = self.config.dropout if self.training else 0.0
+        if self.config.is_modern and dropout > 0:  # whole values (Zehui et al., 2019), not weights
+            v_BKSD = v_BKSD * F.dropout(torch.ones_like(v_BKSD[..., :1]), dropout)
+            dropout = 0.0
         y_BHTD, _ = self.attend(q_BHTD, k_BKSD, v_BKSD, mask, dropout)
         return self.c_proj(y_BHTD.transpose(1, 2).flatten(2))
 
@@ -255,7 +258,7 @@ class Block(nn.Module):
         self.attn = CausalSelfAttention(config, layer, attend)
         self.ln_2 = build_norm(config, config.n_embd)
         self.mlp = MLP(config)
-        self.drop = nn.Dropout(config.dropout)
+        self.drop = nn.Dropout(0.0 if config.is_modern else config.dropout)
 
     def forward(self, x: Tensor, rope: Rope, mask: Mask, cache: Cache | None) -> Tensor:
         x = x + self.drop(self.attn(self.ln_1(x), rope, mask, cache))
@@ -284,16 +287,13 @@ class GPT(nn.Module):
     def init_weights(self, named: Iterable[tuple[str, Tensor]] | None = None) -> None:
         """Draw matrices (default: all) from normal distributions: the loss starts near ln V."""
         config = self.config
-        names = ("wte", "wpe", "c_attn", "c_fc", "lm_head")
-        std: dict[str, float] = dict.fromkeys(names, 0.02)  # GPT-2
+        std: dict[str, float] = dict.fromkeys(("wte", "wpe", "c_attn", "c_fc", "lm_head"), 0.02)
         std["c_proj"] = 0.02 / math.sqrt(2 * config.n_layer)  # Radford et al., 2019, sec. 2.3
         if config.is_modern:
-            of_fan_in = config.n_embd**-0.5  # LeCun et al., 1998
-            std |= dict.fromkeys(("c_attn", "c_gate", "c_fc"), of_fan_in)
+            std["c_attn"] = std["c_gate"] = std["c_fc"] = config.n_embd**-0.5  # LeCun et al., 1998
         if config.is_modern and not config.tie_embeddings:
-            # c_proj = 0 starts each block as the identity (Zhang et al., 2019, arXiv 1901.09321):
-            # with a tied head a token would predict itself. The 0.3 was tuned (docs/recipe.md).
-            std |= {"c_proj": 0.0, "wte": 0.3}
+            # Each block starts as the identity (Zhang et al., 2019); a tied head would echo tokens
+            std |= {"c_proj": 0.0, "wte": 0.3}  # the 0.3 was tuned (docs/recipe.md)
         for name, parameter in named or self.named_parameters():
             if parameter.ndim == 2:  # "blocks.0.attn.c_proj.weight": its layer is c_proj
                 nn.init.normal_(parameter, std=std[name.split(".")[-2]])

@@ -18,7 +18,7 @@ from sampling.precision import convert
 
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
-    train_here(write_tiny(tmp_path), tmp_path / "run", "--max_steps=2")
+    train_here(write_tiny(tmp_path), tmp_path / "run", "--max_steps=4")
     return tmp_path / "run"
 
 

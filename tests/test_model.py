@@ -669,17 +669,37 @@ def test_dropout_acts_in_training_alone(architecture, attend):
     assert not torch.equal(dropping(tokens_BT), dropping(tokens_BT))
 
 
-@both_architectures
 @written_and_fused
 @torch.no_grad()
-def test_dropout_also_acts_on_the_attention_weights(architecture, attend):
-    gpt = randomised(small(architecture=architecture, dropout=0.3), attend)
+def test_dropout_of_gpt2_also_acts_on_the_attention_weights(attend):
+    gpt = randomised(small(dropout=0.3), attend)
     tokens_BT = random_tokens(gpt.config)
     gpt.train()
     for module in gpt.modules():
-        if isinstance(module, nn.Dropout | nn.Dropout1d):
+        if isinstance(module, nn.Dropout):
             module.p = 0.0
     assert not torch.equal(gpt(tokens_BT), gpt(tokens_BT))
+
+
+@torch.no_grad()
+def test_dropout_of_modern_drops_whole_values_and_neither_weights_nor_what_blocks_return():
+    dropped: list[Tensor] = []
+
+    def recorded(q_BHTD: Tensor, _k: Tensor, v_BKSD: Tensor, _mask: Mask, dropout: float) -> Any:
+        assert dropout == 0
+        dropped.append(v_BKSD)
+        return q_BHTD, None
+
+    gpt = randomised(small(architecture="modern", n_head=4, dropout=0.25), recorded)
+    gpt.drop.p = 0.0
+    tokens_BT = random_tokens(gpt.config, B=50)
+    expected_BTV = gpt(tokens_BT)
+    torch.testing.assert_close(gpt.train()(tokens_BT), expected_BTV)
+    plain_BKSD, dropped_BKSD = dropped[0], dropped[gpt.config.n_layer]
+    is_dropped_BKS = (dropped_BKSD == 0).all(dim=-1)
+    assert is_dropped_BKS.float().mean() == pytest.approx(0.25, abs=0.04)
+    kept = ~is_dropped_BKS
+    torch.testing.assert_close(dropped_BKSD[kept], plain_BKSD[kept] / 0.75)
 
 
 @torch.no_grad()
