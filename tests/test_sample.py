@@ -763,15 +763,10 @@ def test_samples_of_a_smaller_precision_find_their_tokens_nearly_as_likely(
     found = []
     for kind in ("float32", precision):
         out = tmp_path / f"{kind}.jsonl"
-        assert script(f"--output={out}", f"--precision={kind}", "--temperature=0")[0] == 0
-        record = json.loads(out.read_text(encoding="utf-8"))
-        found.append((record["token_ids"], record["log_probabilities"]))
-    (tokens, expected), (tokens_there, log_probabilities) = found
-    both = list(zip(tokens, tokens_there, strict=True))
-    same = next((i for i, (a, b) in enumerate(both) if a != b), len(both))
-    # Where the texts part, two tokens were nearly as likely
-    assert log_probabilities[: same + 1] == pytest.approx(expected[: same + 1], abs=0.05)
-    assert log_probabilities != expected
+        assert script(f"--output={out}", f"--precision={kind}")[0] == 0
+        found.append(json.loads(out.read_text(encoding="utf-8"))["log_probabilities"])
+    assert found[1] == pytest.approx(found[0], abs=0.05)
+    assert found[1] != found[0]
 
 
 def test_a_file_that_cannot_be_written_is_refused_before_anything_is_computed(
