@@ -1,7 +1,7 @@
 """The fastest way to compute a model here: which kernels a run uses.
 
-In float32 on a CPU torch takes each norm and rotation apart into a dozen small operations, and its
-gradient into two dozen, each of which passes over memory. The classes here need a third of them.
+On a CPU torch takes each norm and rotation apart into a dozen small operations, and its gradient
+into two dozen, each of which passes over memory. The classes here need a third of them.
 On a GPU, and where `--compile` fuses operations, the formulas of model.py are fast already.
 """
 
@@ -19,9 +19,8 @@ def build_model(
     config: ModelConfig, device: torch.device, dtype: torch.dtype, compiled: bool
 ) -> GPT:
     """Return a new model, which is to compute on `device`, with products in `dtype`."""
-    attend = choose_attention(device, dtype, config.context_length)
-    model = GPT(config, attend)
-    if device.type == "cpu" and dtype == torch.float32 and not compiled:
+    model = GPT(config, choose_attention(device, dtype, config.context_length))
+    if device.type == "cpu" and not compiled:
         use_kernels(model)
     return model
 
@@ -37,7 +36,7 @@ def use_kernels(model: GPT) -> None:
 
 class FastRMSNorm(RMSNorm):
     def forward(self, x: Tensor) -> Tensor:
-        return Normalize.apply(x, self.weight, self.eps)
+        return Normalize.apply(x, self.weight.to(x.dtype), self.eps)
 
 
 class FastCausalSelfAttention(CausalSelfAttention):
@@ -52,16 +51,16 @@ class FastCausalSelfAttention(CausalSelfAttention):
         assert rope is not None  # modern has it
         H, K, D = self.config.n_head, self.config.n_kv_head, self.config.head_dim
         qk_weight, v_weight = self.c_attn.weight.split(((H + K) * D, K * D))
-        weight = torch.cat((pairs_together(qk_weight, D), v_weight))
+        weight = torch.cat((pairs_together(qk_weight, D), v_weight)).to(x.dtype)
         heads_BTND = F.linear(x, weight).unflatten(-1, (-1, D))
         qk_BTnD, v_BTKD = heads_BTND.split((H + K, K), dim=2)
         q_scale_D, k_scale_D = (n.get_parameter("weight") for n in (self.q_norm, self.k_norm))
         scale_nD = torch.cat((q_scale_D.expand(H, D), k_scale_D.expand(K, D)))
         scale_nD = pairs_together(scale_nD.flatten(), D).view_as(scale_nD)
-        normal_BTnD = Normalize.apply(qk_BTnD, scale_nD, self.q_norm.eps)
-        pairs_BTnR = torch.view_as_complex(normal_BTnD.unflatten(-1, (-1, 2)))
-        turn_BT1R = torch.complex(*rope).transpose(1, 2)
-        turned_BTnD = torch.view_as_real(pairs_BTnR * turn_BT1R).flatten(-2)
+        normal_BTnD = Normalize.apply(qk_BTnD, scale_nD.to(x.dtype), self.q_norm.eps)
+        pairs_BTnR = torch.view_as_complex(normal_BTnD.float().unflatten(-1, (-1, 2)))
+        turn_BT1R = torch.complex(*(part.float() for part in rope)).transpose(1, 2)
+        turned_BTnD = torch.view_as_real(pairs_BTnR * turn_BT1R).flatten(-2).to(x.dtype)
         q_BTHD, k_BTKD = turned_BTnD.split((H, K), dim=2)
         return q_BTHD.transpose(1, 2), k_BTKD.transpose(1, 2), v_BTKD.transpose(1, 2)
 
@@ -74,13 +73,14 @@ def pairs_together(rows: Tensor, D: int) -> Tensor:
 class Normalize(torch.autograd.Function):
     """x / RMS(x) ⊙ w, over the last dimension of x.
 
-    With r = 1 / RMS(x) and y = r x, the gradient of x is r (g ⊙ w - y mean(g ⊙ w ⊙ y)).
+    With r = √C / √(‖x‖² + C ε) and y = r x, its gradient is r (g ⊙ w - y mean(g ⊙ w ⊙ y)).
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, w: Tensor, eps: float) -> Tensor:
+        C = x.shape[-1]
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        r = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        r = C**0.5 / norm.hypot_(norm.new_tensor((C * eps) ** 0.5))
         y = x * r
         ctx.save_for_backward(y, r, w)
         return y * w

@@ -74,16 +74,17 @@ class Muon:
 
     def _make_orthogonal(self, mine: dict[tuple[int, ...], Tensor], rate: Tensor) -> None:
         """Replace matrices (k, M, N) of each kind by the updates that their parts need."""
-        by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
-        for (*rows, _), matrices_kMN in mine.items():
+        by_shape: dict[torch.Size, list[tuple[Tensor, float]]] = defaultdict(list)
+        for (*rows, N), matrices_kMN in mine.items():
             for part_kmN in matrices_kMN.split(rows, dim=1):
-                by_shape[part_kmN.shape[1:]].append(part_kmN)
-        for shape, parts in by_shape.items():
-            updates = orthogonalize(torch.cat(parts), self.dtype)
-            scale = max(1, shape[0] / shape[1]) ** 0.5  # so that outputs change by about the rate
-            updates *= rate * scale
-            for part, update in zip(parts, updates.split([*map(len, parts)]), strict=True):
-                part.copy_(update)
+                scale = max(1, part_kmN.shape[1] / N) ** 0.5  # so that outputs change by the rate
+                wide = part_kmN.mT if scale > 1 else part_kmN  # so that Y Yᵀ is small
+                by_shape[wide.shape[1:]].append((wide, scale))
+        for alike in by_shape.values():
+            parts = [part for part, _ in alike]
+            updates = orthogonalize(torch.cat(parts), self.dtype).split([*map(len, parts)])
+            for (part, scale), update in zip(alike, updates, strict=True):
+                torch.mul(update, rate * scale, out=part)
 
     def _rows(self, name: str) -> list[int]:
         """Return how many rows of a parameter belong to each of the matrices that it holds."""
@@ -102,13 +103,12 @@ def orthogonalize(matrices_KMN: Tensor, dtype: torch.dtype) -> Tensor:
     A polynomial p of odd powers needs no SVD for that: p(U Σ Vᵀ) = U p(Σ) Vᵀ. Three of them bring
     values above 1 % of the norm to between 0.15 and 1.9; five would train no better.
     """
-    is_tall = matrices_KMN.shape[1] > matrices_KMN.shape[2]
-    wide_KMN = (matrices_KMN.mT if is_tall else matrices_KMN).to(dtype)
-    norm_K11 = wide_KMN.norm(dim=(1, 2), keepdim=True)
-    y_KMN = wide_KMN / (1.01 * norm_K11 + 1e-7)  # no singular value is above 1
+    x_KMN = matrices_KMN.to(dtype)
+    norm_K11 = x_KMN.norm(dim=(1, 2), keepdim=True)
+    y_KMN = x_KMN / (1.01 * norm_K11 + 1e-7)  # no singular value is above 1
     for a, b, c in POLAR_EXPRESS:
         gram_KMM = y_KMN @ y_KMN.mT
         # a Y + (b YYᵀ + c (YYᵀ)²) Y
         polynomial_KMM = torch.baddbmm(gram_KMM, gram_KMM, gram_KMM, beta=b, alpha=c)
         y_KMN = torch.baddbmm(y_KMN, polynomial_KMM, y_KMN, beta=a)
-    return (y_KMN.mT if is_tall else y_KMN).to(matrices_KMN.dtype)
+    return y_KMN.to(matrices_KMN.dtype)

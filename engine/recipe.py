@@ -33,9 +33,10 @@ BETA = 0.304
 REPEATS = 15.0  # R* of Muennighoff et al., 2023, sec. 5
 ERROR = 0.06  # typical for a text that is not in the fit (docs/recipe.md)
 EVAL_EVERY = 250  # steps
-# Tokens in one pass: on a CPU so few that their activations stay in its caches, on a GPU as many as
-# fit in a part of its memory (measured: 25 to 50 bytes for each channel of each layer)
-TOKENS_AT_ONCE = 1024
+# Tokens in one pass: on a CPU so few that their activations stay in its caches, but more where
+# bfloat16 makes calls the larger part; on a GPU as many as fit in a part of its memory (measured:
+# 25 to 50 bytes for each channel of each layer)
+TOKENS_AT_ONCE = {"float32": 1024, "bfloat16": 4096}
 BYTES_PER_CHANNEL = 100
 MEMORY_SHARE = 0.4
 
@@ -63,22 +64,23 @@ def complete(asked: Any, model: GPT, n_tokens: int, world: World) -> Any:
     context_length = model.config.context_length
     found = plan(n_parameters, n_tokens, context_length, asked.max_steps, asked.batch_size)
     share = max(1, found.batch_size // world.size)
-    passes = math.ceil(share / rows_at_once(model.config, world.device))
+    precision = choose_precision(asked.precision, world.device)
+    passes = math.ceil(share / rows_at_once(model.config, world.device, precision))
     return replace(
         asked,
         max_steps=found.max_steps,
         batch_size=found.batch_size,
         micro_batch_size=min(asked.micro_batch_size or math.ceil(share / passes), share),
         eval_every=asked.eval_every or EVAL_EVERY,
-        precision=choose_precision(asked.precision, world.device),
+        precision=precision,
         model=model.config,
         optim=asked.optim.with_rates(found.rate_scale),
     )
 
 
-def rows_at_once(config: ModelConfig, device: torch.device) -> int:
+def rows_at_once(config: ModelConfig, device: torch.device, precision: str) -> int:
     """Return how many sequences one pass takes."""
-    tokens = TOKENS_AT_ONCE
+    tokens = TOKENS_AT_ONCE[precision]
     if device.type != "cpu":
         bytes_per_token = BYTES_PER_CHANNEL * config.n_embd * config.n_layer
         tokens = int(MEMORY_SHARE * memory_bytes(device)) // bytes_per_token
@@ -116,9 +118,7 @@ def expected_loss(pilot: Pilot, n_weights: int, n_tokens: int, n_unique: int) ->
     `python bench.py dial` fits it. Repeated tokens count less (Muennighoff et al., 2023, eq. 5).
     """
     repeats = max(0.0, n_tokens / n_unique - 1)
-    worth = n_tokens
-    if repeats > 0:
-        worth = n_unique * (1 + REPEATS * (1 - math.exp(-repeats / REPEATS)))
+    worth = min(n_tokens, n_unique) + n_unique * REPEATS * (1 - math.exp(-repeats / REPEATS))
     floor = FLOOR * pilot.hardness
     above = (pilot.loss - floor) * reducible(n_weights, worth)
     return floor + above / reducible(pilot.product_weights, pilot.n_tokens)
@@ -138,9 +138,8 @@ def regularised(config: Any, repeats: float, weights_per_token: float) -> Any:
     """
     if repeats * weights_per_token <= MEMORISED:
         return config
-    dropout = config.model.dropout or 0.1
+    model = replace(config.model, dropout=config.model.dropout or 0.1)
     decay = config.optim.muon_weight_decay or 0.1
-    model = replace(config.model, dropout=dropout)
     return replace(config, model=model, optim=replace(config.optim, muon_weight_decay=decay))
 
 
