@@ -219,7 +219,7 @@ def evaluate_and_save(run: Run) -> None:
     run.log.flush(run.stop)
     config, dataset = run.config, run.dataset
     tokens_T = dataset.tokens("val", config.eval_tokens)
-    at_once = max(config.micro_batch_size, 2**11 // config.model.context_length)
+    at_once = max(config.micro_batch_size, 2**12 // config.model.context_length)
     batches = eval_batches(tokens_T, run.batches.windows, at_once, dataset.end_of_text)
     val_loss = evaluate(run.loss_model, batches, run.world, run.stop)
     if val_loss is None:  # asked to stop meanwhile
