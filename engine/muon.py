@@ -59,8 +59,9 @@ class Muon:
             gradient = torch.where(is_finite, local(found), mean)
             mean.lerp_(gradient, 1 - self.momentum)
             ahead = gradient.lerp(mean, self.momentum)  # where the mean is heading (Nesterov)
-            local(p).mul_(decay)
-            alike[(*self._rows(name), p.shape[1])][name] = ahead
+            if self.group.weight_decay > 0:
+                local(p).mul_(decay)
+            alike[(*self._rows(name), p.shape[1])][name] = ahead.to(self.dtype)
         # Of each kind some matrices, whole: in one process all of them
         mine = {
             (*rows, N): self.owners.gather(torch.stack([*ahead.values()]), len(ahead), sum(rows))
@@ -82,7 +83,7 @@ class Muon:
                 by_shape[wide.shape[1:]].append((wide, scale))
         for alike in by_shape.values():
             parts = [part for part, _ in alike]
-            updates = orthogonalize(torch.cat(parts), self.dtype).split([*map(len, parts)])
+            updates = orthogonalize(torch.cat(parts)).split([*map(len, parts)])
             for (part, scale), update in zip(alike, updates, strict=True):
                 torch.mul(update, rate * scale, out=part)
 
@@ -97,13 +98,12 @@ class Muon:
         return [n_queries, n_keys, n_keys]
 
 
-def orthogonalize(matrices_KMN: Tensor, dtype: torch.dtype) -> Tensor:
+def orthogonalize(x_KMN: Tensor) -> Tensor:
     """Bring all singular values of each matrix near 1, and keep its singular vectors.
 
     A polynomial p of odd powers needs no SVD for that: p(U Σ Vᵀ) = U p(Σ) Vᵀ. Three of them bring
     values above 1 % of the norm to between 0.15 and 1.9; five would train no better.
     """
-    x_KMN = matrices_KMN.to(dtype)
     norm_K11 = x_KMN.norm(dim=(1, 2), keepdim=True)
     y_KMN = x_KMN / (1.01 * norm_K11 + 1e-7)  # no singular value is above 1
     for a, b, c in POLAR_EXPRESS:
@@ -111,4 +111,4 @@ def orthogonalize(matrices_KMN: Tensor, dtype: torch.dtype) -> Tensor:
         # a Y + (b YYᵀ + c (YYᵀ)²) Y
         polynomial_KMM = torch.baddbmm(gram_KMM, gram_KMM, gram_KMM, beta=b, alpha=c)
         y_KMN = torch.baddbmm(y_KMN, polynomial_KMM, y_KMN, beta=a)
-    return y_KMN.to(matrices_KMN.dtype)
+    return y_KMN

