@@ -249,10 +249,11 @@ HARMS: dict[str, Callable[[Path], object]] = {
 
 @contextlib.contextmanager
 def harmed_at(step: int, harm: Callable[[], object]) -> Iterator[None]:
-    """Do harm when a run begins this step."""
+    """Do harm when a run begins this step, and all that it saved before is on the disk."""
 
     def harmful(run: train.Run, batch: Any) -> None:
         if run.progress.step == step:
+            run.saver.close()
             harm()
         update(run, batch)
 
