@@ -186,6 +186,9 @@ def settle(planner: Planner, trial: Trial, speed: Speed, most_seconds: float) ->
         if size in speeds:
             break
         last = speeds[size] = trial.speed(choice.config, most_seconds)
+        if len(speeds) == 1:  # one size does not tell how time grows with size
+            larger = replace(choice.config.model, n_layer=size[0] + 1)
+            speed = trial.speed(replace(choice.config, model=larger), most_seconds)
         most_layers, _ = max(speeds)
-        choice = planner.best(2 * most_layers, next(iter(speeds.values())), last)
+        choice = planner.best(2 * most_layers, speed, last)
     return choice

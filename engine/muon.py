@@ -59,8 +59,7 @@ class Muon:
             gradient = torch.where(is_finite, local(found), mean)
             mean.lerp_(gradient, 1 - self.momentum)
             ahead = gradient.lerp(mean, self.momentum)  # where the mean is heading (Nesterov)
-            if self.group.weight_decay > 0:
-                local(p).mul_(decay)
+            local(p).mul_(decay)
             alike[(*self._rows(name), p.shape[1])][name] = ahead.to(self.dtype)
         # Of each kind some matrices, whole: in one process all of them
         mine = {

@@ -113,10 +113,8 @@ def logits_after(decoder: Decoder, tokens_B: Tensor) -> Tensor:
 
 def equal_start(a: list[int], b: list[int]) -> int:
     """([1, 2, 3], [1, 2, 4, 5]) -> 2: how many first tokens are the same."""
-    n = 0
-    while n < min(len(a), len(b)) and a[n] == b[n]:
-        n += 1
-    return n
+    different = (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)
+    return next(different, min(len(a), len(b)))
 
 
 def check_finite(logits_BV: Tensor) -> None:

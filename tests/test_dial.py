@@ -227,6 +227,30 @@ def test_the_size_that_is_taken_was_timed_in_steps_of_the_run_however_slow_the_p
     assert seconds == pytest.approx(60 * minutes - dial.ENDING_SECONDS, rel=0.07)
 
 
+@pytest.mark.parametrize(("of_calls", "n_layer"), [(0.0, 2), (0.6, 3)])
+def test_where_calls_take_most_of_the_time_a_larger_model_is_chosen(
+    monkeypatch: pytest.MonkeyPatch, of_calls: float, n_layer: int
+):
+    monkeypatch.setattr(dial, "STARTED_AT", time.perf_counter())
+    config = cli.parse_config(train.TrainConfig, ["config/modern.toml", "--minutes=3"])
+    planner = Planner(config, Text(10**9), MACHINE, PILOT)
+    timed: list[int] = []
+
+    def speed(config: train.TrainConfig, _: float) -> tuple[float, float]:
+        """As slow as 100 GFLOP/s in the first size, of whose time calls are a share."""
+        timed.append(config.model.n_layer)
+        flops = dial.flops_per_token(replace(config.model, vocab_size=64))
+        first = first_flops or flops
+        return flops, (of_calls * first + (1 - of_calls) * flops) / 1e11
+
+    first_flops = 0.0
+    first_flops, _ = speed(planner.best(4, (1e6, 1e-5)).config, 1.0)
+    trial: Any = SimpleNamespace(speed=speed)
+    found = dial.settle(planner, trial, (1e6, 1e-5), 1.0)
+    assert found.config.model.n_layer == n_layer
+    assert len(set(timed)) > 1
+
+
 def test_a_short_text_is_regularised_and_what_is_set_is_kept(monkeypatch: pytest.MonkeyPatch):
     assert choice(monkeypatch, 10).config.model.dropout == 0
     found = choice(monkeypatch, 10, n_tokens=100_000, batch_size=4, eval_tokens=512).config
