@@ -186,7 +186,7 @@ def settle(planner: Planner, trial: Trial, speed: Speed, most_seconds: float) ->
         if size in speeds:
             break
         last = speeds[size] = trial.speed(choice.config, most_seconds)
-        if len(speeds) == 1:  # one size does not tell how time grows with size
+        if len(speeds) == 1 and not planner.asked.model.n_layer:  # how does time grow with size?
             larger = replace(choice.config.model, n_layer=size[0] + 1)
             speed = trial.speed(replace(choice.config, model=larger), most_seconds)
         most_layers, _ = max(speeds)

@@ -73,7 +73,7 @@ def pairs_together(rows: Tensor, D: int) -> Tensor:
 class Normalize(torch.autograd.Function):
     """x / RMS(x) ⊙ w, over the last dimension of x.
 
-    With r = √C / √(‖x‖² + C ε) and y = r x, its gradient is r (g ⊙ w - y mean(g ⊙ w ⊙ y)).
+    x has the gradient r (g ⊙ w - y mean(g ⊙ w ⊙ y)), with r = √C / √(‖x‖² + C ε) and y = r x.
     """
 
     @staticmethod

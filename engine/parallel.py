@@ -117,8 +117,8 @@ def mix_seed(*numbers: int) -> int:
 
 def seed_dropout(seed: int, step: int, world: World) -> None:
     """Give each step its own dropout masks, so that a resumed run draws the same ones again."""
-    seeded = torch.default_generator if world.device.type == "cpu" else torch  # which takes 0.7 ms
-    seeded.manual_seed(mix_seed(seed, step, world.rank))
+    torch_or_cpu = torch.default_generator if world.device.type == "cpu" else torch  # 0.7 ms less
+    torch_or_cpu.manual_seed(mix_seed(seed, step, world.rank))
 
 
 class StopRequest:
