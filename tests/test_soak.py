@@ -21,7 +21,7 @@ from promises import Cases
 FLAGS = ("--eval_every=100", "--optim.learning_rate=1e-4", "--samples=0")
 FEW_STEPS = 600
 LOOK_SECONDS = 0.2
-LOOKS_BETWEEN_PAUSES = 20
+LOOKS_BETWEEN_PAUSES = 8
 MOST_PAUSES = 500  # about: a resumed run takes seconds to begin
 SCRIPT = """
 import sys
