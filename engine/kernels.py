@@ -58,8 +58,9 @@ class FastCausalSelfAttention(CausalSelfAttention):
         scale_nD = torch.cat((q_scale_D.expand(H, D), k_scale_D.expand(K, D)))
         scale_nD = pairs_together(scale_nD.flatten(), D).view_as(scale_nD)
         normal_BTnD = Normalize.apply(qk_BTnD, scale_nD.to(x.dtype), self.q_norm.eps)
-        pairs_BTnR = torch.view_as_complex(normal_BTnD.float().unflatten(-1, (-1, 2)))
-        turn_BT1R = torch.complex(*(part.float() for part in rope)).transpose(1, 2)
+        wide = torch.promote_types(x.dtype, torch.float32)  # no number is complex in bfloat16
+        pairs_BTnR = torch.view_as_complex(normal_BTnD.to(wide).unflatten(-1, (-1, 2)))
+        turn_BT1R = torch.complex(*(part.to(wide) for part in rope)).transpose(1, 2)
         turned_BTnD = torch.view_as_real(pairs_BTnR * turn_BT1R).flatten(-2).to(x.dtype)
         q_BTHD, k_BTKD = turned_BTnD.split((H, K), dim=2)
         return q_BTHD.transpose(1, 2), k_BTKD.transpose(1, 2), v_BTKD.transpose(1, 2)

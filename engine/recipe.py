@@ -33,9 +33,8 @@ BETA = 0.304
 REPEATS = 15.0  # R* of Muennighoff et al., 2023, sec. 5
 ERROR = 0.06  # typical for a text that is not in the fit (docs/recipe.md)
 EVAL_EVERY = 250  # steps
-# Tokens in one pass: on a CPU so few that their activations stay in its caches, but more where
-# bfloat16 makes calls the larger part; on a GPU as many as fit in a part of its memory (measured:
-# 25 to 50 bytes for each channel of each layer)
+# Tokens in one pass on a CPU: few fit its caches, but in bfloat16 calls count more. A GPU takes as
+# many as fit in a part of its memory (measured: 25 to 50 bytes for each channel of each layer)
 TOKENS_AT_ONCE = {"float32": 1024, "bfloat16": 4096}
 BYTES_PER_CHANNEL = 100
 MEMORY_SHARE = 0.4

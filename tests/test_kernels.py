@@ -25,9 +25,9 @@ def config(n_kv_head: int = 4, **others: Any) -> ModelConfig:
     return ModelConfig(**{**kind, **sizes, "n_kv_head": n_kv_head, **others})
 
 
-def losses_and_gradients(model: GPT, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+def losses_and_gradients(model: GPT, dtype: torch.dtype | None = None) -> list[Tensor]:
     tokens_BT = torch.randint(11, (3, 9), generator=torch.Generator().manual_seed(1))
-    logits_BTV = model.lm_head(model.features(tokens_BT, dtype=dtype)).float()
+    logits_BTV = model.lm_head(model.features(tokens_BT, dtype=dtype)).double()
     loss = F.cross_entropy(logits_BTV.flatten(0, 1), tokens_BT.flatten())
     gradients = torch.autograd.grad(loss, list(model.parameters()))
     return [loss.detach(), *gradients]
@@ -36,7 +36,7 @@ def losses_and_gradients(model: GPT, dtype: torch.dtype = torch.float32) -> list
 def uneven(sizes: ModelConfig) -> GPT:
     """A model in which no norm's weights are all 1, and no projection is 0."""
     torch.manual_seed(0)
-    model = GPT(sizes)
+    model = GPT(sizes).double()
     for parameter in model.parameters():
         parameter.data += torch.randn_like(parameter) / 10
     return model

@@ -245,7 +245,7 @@ def test_without_a_limit_no_gradient_is_touched(monkeypatch: pytest.MonkeyPatch)
         assert torch.equal(parameter.grad.view(-1)[:-1], gradient.view(-1)[:-1])
 
 
-@pytest.mark.parametrize("shape", [(8, 24), (16, 16)])
+@pytest.mark.parametrize("shape", [(24, 8), (8, 24), (16, 16)])
 def test_orthogonalizing_keeps_the_singular_vectors_and_makes_the_values_alike(shape: Any):
     torch.manual_seed(0)
     matrices_KMN = torch.randn(3, *shape) * torch.tensor([1e-3, 1.0, 1e3])[:, None, None]
@@ -260,9 +260,10 @@ def test_orthogonalizing_keeps_the_singular_vectors_and_makes_the_values_alike(s
 
 def test_an_orthogonalized_matrix_in_bfloat16_is_nearly_that_in_float32():
     torch.manual_seed(0)
-    matrices_KMN = torch.randn(2, 16, 32)
+    matrices_KMN = torch.randn(2, 32, 16)
     exact = orthogonalize(matrices_KMN)
     rounded = orthogonalize(matrices_KMN.bfloat16())
+    assert rounded.dtype == torch.bfloat16
     torch.testing.assert_close(rounded.float(), exact, atol=0.05, rtol=0)
 
 

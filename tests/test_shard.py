@@ -265,8 +265,8 @@ def test_each_process_makes_its_share_of_the_matrices_orthogonal(
 
 
 def test_a_process_may_own_no_matrix():
-    update = muon.orthogonalize(torch.empty(0, 3, 4))
-    assert update.shape == (0, 3, 4)
+    update = muon.orthogonalize(torch.empty(0, 4, 3))
+    assert update.shape == (0, 4, 3)
     rows = torch.randn(2, 3, 4)
     assert Owners().gather(rows, 2, 3) is rows
 
