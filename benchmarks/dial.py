@@ -3,8 +3,7 @@
 import itertools
 import json
 import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
@@ -14,16 +13,19 @@ import files
 from benchmarks.runs import temporary_folder
 from benchmarks.table import Output, Row, Tables
 from benchmarks.training import train
+from cli import read_toml
 from data.loader import Dataset
 from engine import recipe
 from engine.count import product_weights
 from engine.trial import PILOT_LAYERS, hardness
-from sampling.load import load_model
+from model import ModelConfig
 
+CONFIG = "config/modern.toml"
 CONTEXT_LENGTH = 256
-SIZES = ((2, 0.125), (2, 0.25), (2, 0.5), (3, 0.5), (2, 1.0), (3, 1.0))  # layers, million tokens
-MOST_PILOT_TOKENS = 300_000
-FITTED = ("FLOOR", "SIZE", "ALPHA", "BETA")  # of engine/recipe.py
+# Layers, and million tokens
+SIZES = ((2, 0.06), (2, 0.125), (2, 0.25), (2, 0.5), (2, 1.0), (2, 2.0), (3, 1.0), (3, 3.0))
+MOST_PILOT_TOKENS = 510_000
+GROWTH = (7, 50)  # of the tokens from a pilot to its run
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Point:
     n_layer: int
     product_weights: int
     n_tokens: int
+    n_unique: int
     loss: float
 
 
@@ -54,63 +57,63 @@ class Dial(Output):
             points.append(run(path, n_layer, round(millions * 1e6)))
             lines = ",\n".join(json.dumps(asdict(point)) for point in points)
             files.write_text(self.runs, f"[{lines}]\n")
-        texts = sorted({point.text for point in points})
         rows: list[Row] = []
-        for text in texts:
+        for text in sorted({point.text for point in points}):
             of_others = fit([point for point in points if point.text != text])
             rows.append({"text left out": text} | errors(of_others, points, text))
-        constants = fit(points)
-        every = [{"text": text} | errors(constants, points, text) for text in texts]
-        return {"fit": [dict(zip(FITTED, constants, strict=True))], "with all": every, "new": rows}
+        return {"fit": [dict(zip("abcαβ", fit(points), strict=True))], "new": rows}
 
 
 def run(path: Path, n_layer: int, n_tokens: int) -> Point:
     """Train by the recipe on so many tokens."""
+    dataset = Dataset.open(path)
+    n_unique = len(dataset.tokens("train"))
     batch_size = recipe.planned_batch(n_tokens, CONTEXT_LENGTH)
-    max_steps = round(n_tokens / (batch_size * CONTEXT_LENGTH))
-    sizes = {"model.n_layer": n_layer, "batch_size": batch_size, "max_steps": max_steps}
-    flags = [f"--{name}={value}" for name, value in sizes.items()]
-    with temporary_folder() as folder:
-        config = Path("config/modern.toml")
-        row = train(config, folder, f"--data.path={path.resolve()}", *flags)
-        weights = product_weights(load_model(folder, "last").model.config)
+    max_steps = max(1, round(n_tokens / (batch_size * CONTEXT_LENGTH)))
     n_tokens = max_steps * batch_size * CONTEXT_LENGTH
-    return Point(path.name, hardness(Dataset.open(path)), n_layer, weights, n_tokens, row["loss"])
+    model = read_toml(CONFIG)["model"] | {"vocab_size": dataset.vocab_size, "n_layer": n_layer}
+    weights = product_weights(ModelConfig(**model))
+    dropout = recipe.regularisation(n_tokens / n_unique - 1, weights / n_unique)
+    flags = [f"--model.n_layer={n_layer}", f"--batch_size={batch_size}", f"--max_steps={max_steps}"]
+    flags += [f"--model.dropout={dropout}", f"--optim.muon_weight_decay={dropout}"]
+    with temporary_folder() as folder:
+        row = train(Path(CONFIG), folder, f"--data.path={path.resolve()}", *flags)
+    sizes = (n_layer, weights, n_tokens, n_unique)
+    return Point(path.name, hardness(dataset), *sizes, row["loss"])
 
 
 def pairs(points: list[Point]) -> list[tuple[Point, Point]]:
     """Return each pilot with each longer run on its text."""
     pilots = [p for p in points if p.n_layer == PILOT_LAYERS and p.n_tokens < MOST_PILOT_TOKENS]
-    every = itertools.product(pilots, points)
-    return [(a, b) for a, b in every if a.text == b.text and b.n_tokens > 1.9 * a.n_tokens]
+    same_text = ((a, b) for a, b in itertools.product(pilots, points) if a.text == b.text)
+    return [(a, b) for a, b in same_text if GROWTH[0] < b.n_tokens / a.n_tokens < GROWTH[1]]
 
 
 def log_ratios(constants: Tensor, found: list[tuple[Point, Point]]) -> Tensor:
     """Return ln(expected / measured loss) of the longer run of each pair."""
-    floor, size, alpha, beta = constants
 
-    def column(get: Callable[[Point], float], i: int) -> Tensor:
-        return torch.tensor([get(pair[i]) for pair in found], dtype=torch.float64)
+    def column(name: str, i: int) -> Tensor:
+        return torch.tensor([getattr(pair[i], name) for pair in found], dtype=torch.float64)
 
-    def reducible(i: int) -> Tensor:
-        weights, tokens = column(lambda p: p.product_weights, i), column(lambda p: p.n_tokens, i)
-        return recipe.reducible(weights, tokens, size, alpha, beta)
-
-    lowest = floor * column(lambda p: p.hardness, 0)
-    expected = lowest + (column(lambda p: p.loss, 0) - lowest) * reducible(1) / reducible(0)
-    return expected.clamp(min=1e-3).log() - column(lambda p: p.loss, 1).log()
+    pilot = recipe.Pilot(*(column(field.name, 0) for field in fields(recipe.Pilot)))
+    weights, n_tokens, n_unique = (
+        column(name, 1) for name in ("product_weights", "n_tokens", "n_unique")
+    )
+    expected = recipe.expected_loss(pilot, weights, n_tokens, n_unique, constants)
+    return expected.log() - column("loss", 1).log()
 
 
 def fit(points: list[Point]) -> list[float]:
-    """Return the constants of least squares."""
-    found = pairs(points)
-    start = [getattr(recipe, name) for name in FITTED]
-    logs = torch.tensor(start, dtype=torch.float64).log().requires_grad_()
+    """Return the constants of least squares, in which each text counts the same."""
+    texts = sorted({point.text for point in points})
+    found = [pairs([point for point in points if point.text == text]) for text in texts]
+    logs = torch.tensor(recipe.LAW, dtype=torch.float64).log().requires_grad_()
     optimizer = torch.optim.LBFGS([logs], max_iter=200, line_search_fn="strong_wolfe")
 
     def loss() -> float:
         optimizer.zero_grad()
-        value = log_ratios(logs.exp(), found).square().mean()
+        means = [log_ratios(logs.exp(), of_text).square().mean() for of_text in found if of_text]
+        value = torch.stack(means).mean()
         value.backward()
         return value.item()
 

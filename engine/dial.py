@@ -26,7 +26,6 @@ from engine.trial import (
     EVALUATION_SHARE,
     PILOT_LAYERS,
     TIMED_SHARE,
-    Pilot,
     Speed,
     Trial,
     most_eval_tokens,
@@ -95,7 +94,7 @@ class Planner:
     asked: Any
     dataset: Any
     world: World
-    pilot: Pilot
+    pilot: recipe.Pilot
 
     def best(self, most_layers: int, *speeds: Speed) -> Choice:
         """Return the choice of the lowest expected loss, by the speeds of one or two sizes."""
@@ -127,10 +126,12 @@ class Planner:
         max_steps = asked.max_steps or max(1, round(n_tokens / (batch_size * T)))
         n_tokens = max_steps * batch_size * T
         n_weights = product_weights(sizes)
-        loss = recipe.expected_loss(self.pilot, n_weights, n_tokens, n_unique)
+        loss = recipe.expected_loss(self.pilot, n_weights, n_tokens, n_unique).item()
         found = {"batch_size": batch_size, "max_steps": max_steps, "eval_tokens": eval_tokens}
-        config = replace(asked, minutes=0.0, model=model, **found)
-        config = recipe.regularised(config, n_tokens / n_unique - 1, n_weights / n_unique)
+        dropout = recipe.regularisation(n_tokens / n_unique - 1, n_weights / n_unique)
+        model = replace(model, dropout=model.dropout or dropout)
+        optim = replace(asked.optim, muon_weight_decay=asked.optim.muon_weight_decay or dropout)
+        config = replace(asked, minutes=0.0, model=model, optim=optim, **found)
         return Choice(config, evaluation_seconds, loss)
 
     def seconds_left(self) -> float:

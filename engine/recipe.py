@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from engine.count import count_parameters
 from engine.device import choose_precision, memory_bytes
 from engine.parallel import World
-from engine.trial import Pilot
 from model import GPT, ModelConfig, require
 
 # Compute is best spent at 20 tokens per parameter (Hoffmann et al., 2022, sec. 3), and repeated
@@ -25,13 +25,9 @@ MEMORISED = 4.0  # repeats x weights per token beyond which dropout and decay pa
 BATCH_TOKENS = 2**19
 AT_TOKENS = 2.5e9
 EXPONENT = 2 / 3
-# The expected loss: E / hardness, a, α, β of `expected_loss`, and what repeated tokens are worth
-FLOOR = 0.422
-SIZE = 0.428
-ALPHA = 0.319
-BETA = 0.304
+LAW = (0.351, 0.487, 0.307, 0.587, 0.406)  # a, b, c, α and β of `expected_loss`
 REPEATS = 15.0  # R* of Muennighoff et al., 2023, sec. 5
-ERROR = 0.06  # typical for a text that is not in the fit (docs/recipe.md)
+ERROR = 0.08  # of the expected loss, typical for a text that is not in the fit (docs/recipe.md)
 EVAL_EVERY = 250  # steps
 # Tokens in one pass on a CPU: few fit its caches, but in bfloat16 calls count more. A GPU takes as
 # many as fit in a part of its memory (measured: 25 to 50 bytes for each channel of each layer)
@@ -50,6 +46,16 @@ class Plan:
     rate_scale: float
     """Factor of all learning rates: the square root of batch size / best batch size, as the noise
     of a gradient falls with the root of the batch size (Malladi et al., 2022)."""
+
+
+@dataclass(frozen=True)
+class Pilot:
+    """What a small model showed of a text. Its numbers may be tensors, for a fit."""
+
+    product_weights: Any
+    n_tokens: Any
+    loss: Any  # validation loss in nats per token
+    hardness: Any
 
 
 def complete(asked: Any, model: GPT, n_tokens: int, world: World) -> Any:
@@ -109,37 +115,32 @@ def planned_batch(n_tokens: float, context_length: int) -> int:
     return max(1, 2 ** round(math.log2(best_batch(n_tokens) / context_length)))
 
 
-def expected_loss(pilot: Pilot, n_weights: int, n_tokens: int, n_unique: int) -> float:
-    """Return the validation loss to expect, in nats per token, of a run that the recipe plans.
+def expected_loss(
+    pilot: Pilot, n_weights: Any, n_tokens: Any, n_unique: Any, law: Any = LAW
+) -> Tensor:
+    """Return the validation loss to expect of a run, in nats per token.
 
-    L = E + (L₀ - E) r / r₀, where L₀ is the loss of a pilot, E a share of the text's hardness, and
-    r = a N^-α + D^-β (Hoffmann et al., 2022, eq. 2) with N weights in products and D tokens.
-    `python bench.py dial` fits it. Repeated tokens count less (Muennighoff et al., 2023, eq. 5).
+    L = L₀ (1 - s (1 - r / r₀)), where L₀ is the loss of a pilot, and s = a + b ln(L₀ / h) the share
+    of it that training can take away from a text of hardness h. r = c N^-α + D^-β (Hoffmann et al.,
+    2022, eq. 2), with N million weights in products and D million tokens, and r₀ is the pilot's.
+    Repeated tokens count less (Muennighoff et al., 2023, eq. 5).
     """
-    repeats = max(0.0, n_tokens / n_unique - 1)
-    worth = min(n_tokens, n_unique) + n_unique * REPEATS * (1 - math.exp(-repeats / REPEATS))
-    floor = FLOOR * pilot.hardness
-    above = (pilot.loss - floor) * reducible(n_weights, worth)
-    return floor + above / reducible(pilot.product_weights, pilot.n_tokens)
+    a, b, c, alpha, beta = law
+    epochs = torch.as_tensor(n_tokens / n_unique)
+    forgone = torch.exp((1 - epochs).clamp(max=0) / REPEATS)
+    worth = n_unique * (epochs.clamp(max=1) + REPEATS * (1 - forgone))
+
+    def reducible(n_weights: Any, n_tokens: Any) -> Any:
+        return c * (n_weights / 1e6) ** -alpha + (n_tokens / 1e6) ** -beta
+
+    share = (a + b * torch.as_tensor(pilot.loss / pilot.hardness).log()).clamp(0.0, 0.95)
+    r0 = reducible(pilot.product_weights, pilot.n_tokens)
+    return pilot.loss * (1 - share * (1 - reducible(n_weights, worth) / r0))
 
 
-def reducible(
-    n_weights: Any, n_tokens: Any, size: Any = SIZE, alpha: Any = ALPHA, beta: Any = BETA
-) -> Any:
-    """Return a N^-α + D^-β, with N and D in millions. All may be tensors, for a fit."""
-    return size * (n_weights / 1e6) ** -alpha + (n_tokens / 1e6) ** -beta
-
-
-def regularised(config: Any, repeats: float, weights_per_token: float) -> Any:
-    """Return the config, with dropout and decay if it repeats a text until it is known by heart.
-
-    That is the sooner, the more weights in products there are per token. What is not 0 stays.
-    """
-    if repeats * weights_per_token <= MEMORISED:
-        return config
-    model = replace(config.model, dropout=config.model.dropout or 0.1)
-    decay = config.optim.muon_weight_decay or 0.1
-    return replace(config, model=model, optim=replace(config.optim, muon_weight_decay=decay))
+def regularisation(repeats: float, weights_per_token: float) -> float:
+    """Return dropout and Muon's decay: they pay where many weights see few tokens many times."""
+    return 0.1 if repeats * weights_per_token > MEMORISED else 0.0
 
 
 def best_batch(n_tokens: float) -> float:

@@ -1,12 +1,12 @@
 """Short runs that leave nothing behind: how fast is this machine, and how hard is this text?"""
 
+import bz2
 import contextlib
-import lzma
 import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import Tensor
 from engine.count import flops_per_token, product_weights
 from engine.loss import evaluate
 from engine.parallel import World
+from engine.recipe import Pilot, planned_batch
 from model import require
 
 PILOT_LAYERS = 2
@@ -28,23 +29,13 @@ EVALUATION_SHARE = 0.06  # of the time, at most
 EVALUATION_COST = 1 / 3  # time to evaluate a token, as a share of the time to train on it
 TIMED_SHARE = 0.02  # of the time; a size is timed until that has passed, or these steps are done
 TIMED_STEPS = 4
-TRAIN_BYTES = 600_000  # that LZMA compresses
+TRAIN_BYTES = 600_000  # that bzip2 compresses: with those after them less than its block
 VAL_BYTES = 100_000
 PIECES = 8  # of each split, spread over it
 LEAST_SLOPE = 0.3  # of seconds over operations: below it the machine has changed its speed
 
 Speed = tuple[float, float]  # operations per token, and seconds per token
 Update = Callable[[Any, tuple[Tensor, ...]], None]
-
-
-@dataclass(frozen=True)
-class Pilot:
-    """What a small model showed of a text."""
-
-    product_weights: int
-    n_tokens: int
-    loss: float  # validation loss in nats per token
-    hardness: float
 
 
 class Trial:
@@ -69,13 +60,17 @@ class Trial:
     def pilot(self, config: Any, seconds: float) -> tuple[Pilot, Speed]:
         """Train a small model for a share of so many seconds, and score it."""
         T = config.model.context_length
-        batch_size = config.batch_size or max(1, PILOT_TOKENS // T) * self.world.size
-        small = replace(config.model, n_layer=PILOT_LAYERS)
-        config = replace(config, model=small, batch_size=batch_size, max_steps=LEAST_PILOT_STEPS)
-        speed = self.speed(config, TIMED_SHARE * seconds)
-        most_tokens = min(PILOT_SHARE * seconds, PILOT_SECONDS) / speed[1]
-        steps = max(LEAST_PILOT_STEPS, round(most_tokens / (batch_size * T)))
-        run = self.assemble(replace(config, max_steps=steps))
+        n_processes, share = self.world.size, min(PILOT_SHARE * seconds, PILOT_SECONDS)
+        model = replace(config.model, n_layer=PILOT_LAYERS)
+        rows = config.batch_size or max(1, PILOT_TOKENS // T) * n_processes
+        small = replace(config, model=model, batch_size=rows, max_steps=LEAST_PILOT_STEPS)
+        speed = self.speed(small, TIMED_SHARE * seconds / 2)
+        planned = planned_batch(share / speed[1], T)
+        if not config.batch_size and planned >= 2 * rows:  # it is faster, too
+            small = replace(small, batch_size=n_processes * max(1, planned // n_processes))
+            speed = self.speed(small, TIMED_SHARE * seconds / 2)
+        steps = max(LEAST_PILOT_STEPS, round(share / (speed[1] * small.batch_size * T)))
+        run = self.assemble(replace(small, max_steps=steps))
         with contextlib.closing(run.log):
             self._seconds(run, steps)
             first = config.eval_tokens or most_eval_tokens(seconds, speed[1], T)
@@ -84,8 +79,8 @@ class Trial:
             loss = evaluate(run.loss_model, batches, self.world) or math.nan
         require(math.isfinite(loss), "the pilot's loss is not finite: lower the learning rates")
         n_weights = product_weights(run.config.model)
-        found = Pilot(n_weights, steps * batch_size * T, loss, hardness(self.dataset))
-        return found, speed
+        n_tokens = steps * small.batch_size * T
+        return Pilot(n_weights, n_tokens, loss, hardness(self.dataset)), speed
 
     def _seconds(self, run: Any, steps: int) -> float:
         """Do so many updates; return how long they took, as a mean over the processes."""
@@ -120,9 +115,9 @@ def most_eval_tokens(seconds: float, per_token: float, context_length: int) -> i
 
 
 def hardness(dataset: Any) -> float:
-    """Return what LZMA needs for validation text after training text, in nats per token.
+    """Return what bzip2 needs for validation text after training text, in nats per token.
 
-    It knows no grammar, but sees what returns, so code is easier than prose for it too.
+    It sorts characters by what follows them, so it too finds code easier than prose.
     """
     bytes_per_token = dataset.bytes_per_token
 
@@ -132,7 +127,7 @@ def hardness(dataset: Any) -> float:
         return "".join(dataset.tokenizer.decode(p.flatten().tolist()) for p in pieces).encode()
 
     before, after = text("train", TRAIN_BYTES), text("val", VAL_BYTES)
-    added = len(lzma.compress(before + after, preset=1)) - len(lzma.compress(before, preset=1))
+    added = len(bz2.compress(before + after)) - len(bz2.compress(before))
     return added * 8 / len(after) * math.log(2) * bytes_per_token
 
 
