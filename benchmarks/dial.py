@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -24,8 +23,10 @@ CONFIG = "config/modern.toml"
 CONTEXT_LENGTH = 256
 # Layers, and million tokens
 SIZES = ((2, 0.06), (2, 0.125), (2, 0.25), (2, 0.5), (2, 1.0), (2, 2.0), (3, 1.0), (3, 3.0))
-MOST_PILOT_TOKENS = 510_000
-GROWTH = (7, 50)  # of the tokens from a pilot to its run
+LEAST_GROWTH = 0.4  # of the tokens in the pairs of the fit, which compare sizes as well
+PILOT_GROWTH = 7  # from a pilot to its run
+MOST_GROWTH = 50
+START = (0.35, 0.5, 0.4, 0.4, 0.3)  # of the fit
 
 
 @dataclass(frozen=True)
@@ -82,37 +83,39 @@ def run(path: Path, n_layer: int, n_tokens: int) -> Point:
     return Point(path.name, hardness(dataset), *sizes, row["loss"])
 
 
-def pairs(points: list[Point]) -> list[tuple[Point, Point]]:
-    """Return each pilot with each longer run on its text."""
-    pilots = [p for p in points if p.n_layer == PILOT_LAYERS and p.n_tokens < MOST_PILOT_TOKENS]
-    same_text = ((a, b) for a, b in itertools.product(pilots, points) if a.text == b.text)
-    return [(a, b) for a, b in same_text if GROWTH[0] < b.n_tokens / a.n_tokens < GROWTH[1]]
+def pairs(points: list[Point], least_growth: float) -> list[tuple[Point, Point]]:
+    """Return each run of a pilot's size with the others on its text, as many times as long."""
+    pilots = (p for p in points if p.n_layer == PILOT_LAYERS)
+    every = ((a, b) for a, b in itertools.product(pilots, points) if a.text == b.text and a != b)
+    return [(a, b) for a, b in every if least_growth < b.n_tokens / a.n_tokens < MOST_GROWTH]
 
 
-def log_ratios(constants: Tensor, found: list[tuple[Point, Point]]) -> Tensor:
-    """Return ln(expected / measured loss) of the longer run of each pair."""
+def columns(found: list[tuple[Point, Point]]) -> tuple[recipe.Pilot, list[Tensor]]:
+    """Return the pilots of the pairs, and sizes and losses of their runs."""
 
     def column(name: str, i: int) -> Tensor:
         return torch.tensor([getattr(pair[i], name) for pair in found], dtype=torch.float64)
 
     pilot = recipe.Pilot(*(column(field.name, 0) for field in fields(recipe.Pilot)))
-    weights, n_tokens, n_unique = (
-        column(name, 1) for name in ("product_weights", "n_tokens", "n_unique")
-    )
-    expected = recipe.expected_loss(pilot, weights, n_tokens, n_unique, constants)
-    return expected.log() - column("loss", 1).log()
+    return pilot, [column(n, 1) for n in ("product_weights", "n_tokens", "n_unique", "loss")]
+
+
+def log_ratios(constants: Tensor, pilot: recipe.Pilot, runs: list[Tensor]) -> Tensor:
+    """Return ln(expected / measured loss) of runs after their pilots."""
+    *sizes, loss = runs
+    return (recipe.expected_loss(pilot, *sizes, law=constants) / loss).log()
 
 
 def fit(points: list[Point]) -> list[float]:
     """Return the constants of least squares, in which each text counts the same."""
-    texts = sorted({point.text for point in points})
-    found = [pairs([point for point in points if point.text == text]) for text in texts]
-    logs = torch.tensor(recipe.LAW, dtype=torch.float64).log().requires_grad_()
+    of_texts = [[p for p in points if p.text == t] for t in sorted({p.text for p in points})]
+    found = [columns(pairs(some, LEAST_GROWTH)) for some in of_texts]
+    logs = torch.tensor(START, dtype=torch.float64).log().requires_grad_()
     optimizer = torch.optim.LBFGS([logs], max_iter=200, line_search_fn="strong_wolfe")
 
     def loss() -> float:
         optimizer.zero_grad()
-        means = [log_ratios(logs.exp(), of_text).square().mean() for of_text in found if of_text]
+        means = [log_ratios(logs.exp(), *some).square().mean() for some in found]
         value = torch.stack(means).mean()
         value.backward()
         return value.item()
@@ -123,10 +126,7 @@ def fit(points: list[Point]) -> list[float]:
 
 def errors(constants: list[float], points: list[Point], text: str) -> Row:
     """Return by how much the expected losses of a text differ from the measured ones."""
-    found = pairs([point for point in points if point.text == text])
-    ratios = log_ratios(torch.tensor(constants, dtype=torch.float64), found).exp() - 1
-    return {
-        "pairs": len(found),
-        "mean %": 100 * ratios.mean().item(),
-        "root mean square %": 100 * math.sqrt(ratios.square().mean().item()),
-    }
+    found = pairs([point for point in points if point.text == text], PILOT_GROWTH)
+    ratios = log_ratios(torch.tensor(constants, dtype=torch.float64), *columns(found)).exp() - 1
+    mean, spread = ratios.mean().item(), ratios.square().mean().sqrt().item()
+    return {"pairs": len(found), "mean %": 100 * mean, "root mean square %": 100 * spread}

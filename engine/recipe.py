@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from engine.count import count_parameters
 from engine.device import choose_precision, memory_bytes
@@ -25,9 +24,9 @@ MEMORISED = 4.0  # repeats x weights per token beyond which dropout and decay pa
 BATCH_TOKENS = 2**19
 AT_TOKENS = 2.5e9
 EXPONENT = 2 / 3
-LAW = (0.447, 0.445, 0.292, 0.599, 0.402)  # a, b, c, α and β of `expected_loss`
-REPEATS = 15.0  # R* of Muennighoff et al., 2023, sec. 5
-ERROR = 0.06  # of the expected loss, typical for a text that is not in the fit (docs/recipe.md)
+LAW = (0.487, 0.498, 0.266, 0.528, 0.402)  # a, b, c, α and β of `expected_loss`
+REPEATS = 1.0  # R* of Muennighoff et al., 2023, sec. 5, in our small models (docs/recipe.md)
+ERROR = 0.09  # of the expected loss, typical for a text that is not in the fit (docs/recipe.md)
 EVAL_EVERY = 250  # steps
 # Tokens in one pass on a CPU: few fit its caches, but in bfloat16 calls count more. A GPU takes as
 # many as fit in a part of its memory (measured: 25 to 50 bytes for each channel of each layer)
@@ -117,7 +116,7 @@ def planned_batch(n_tokens: float, context_length: int) -> int:
 
 def expected_loss(
     pilot: Pilot, n_weights: Any, n_tokens: Any, n_unique: Any, law: Any = LAW
-) -> Tensor:
+) -> torch.Tensor:
     """Return the validation loss to expect of a run, in nats per token.
 
     L = L₀ (1 - s (1 - r / r₀)), where L₀ is the loss of a pilot, and s = a + b ln(L₀ / h) the share

@@ -1,5 +1,6 @@
 """The dial: minutes in, sizes out."""
 
+import json
 import math
 import signal
 import time
@@ -76,17 +77,18 @@ def test_repeated_tokens_are_worth_less_than_new_ones_and_more_than_none():
     assert expected(4e6, 8e6, n_unique=8e6) == pytest.approx(new)
     assert new < expected(4e6, 8e6, n_unique=4e6) < expected(4e6, 8e6, n_unique=1e6)
     assert expected(4e6, 8e6, n_unique=1e6) < expected(4e6, 1e6)
-    # R* = 15: a text that is repeated for ever is worth 16 of it
-    assert expected(4e6, 1e12, n_unique=1e6) == pytest.approx(expected(4e6, 16e6))
-    # 1 + R* (1 - exp(-7 / R*)) of it in 8 epochs
-    worth = 1 + 15 * (1 - math.exp(-7 / 15))
-    assert expected(4e6, 8e6, n_unique=1e6) == pytest.approx(expected(4e6, worth * 1e6))
+    # R* = 1: a text that is repeated for ever is worth 2 of it
+    assert expected(4e6, 1e12, n_unique=1e6) == pytest.approx(expected(4e6, 2e6))
+    # 1 + R* (1 - exp(-2 / R*)) of it in 3 epochs
+    worth = 2 - math.exp(-2)
+    assert expected(4e6, 3e6, n_unique=1e6) == pytest.approx(expected(4e6, worth * 1e6))
 
 
 def test_the_constants_are_those_of_the_fit_in_docs():
     benchmark = pytest.importorskip("benchmarks.dial")
-    fitted = benchmark.Dial().measure()["fit"][0]
-    assert tuple(fitted.values()) == pytest.approx(recipe.LAW, rel=0.01)
+    rows = json.loads(Path("docs/dial.json").read_text(encoding="utf-8"))
+    fitted = benchmark.fit([benchmark.Point(**row) for row in rows])
+    assert fitted == pytest.approx(recipe.LAW, rel=0.01)
 
 
 def test_a_text_repeated_often_for_its_length_gets_dropout_and_decay():
