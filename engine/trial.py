@@ -22,7 +22,7 @@ from model import require
 PILOT_LAYERS = 2
 PILOT_SHARE = 0.05  # of the time
 PILOT_SECONDS = 120.0  # at most
-PILOT_TOKENS = 512  # in a step, of a process
+PILOT_TOKENS = 512  # in a step, of a process, until its speed tells how many are best
 LEAST_PILOT_STEPS = 24
 VAL_TOKENS = 2**15  # of those that the run evaluates score the pilot
 EVALUATION_SHARE = 0.06  # of the time, at most
