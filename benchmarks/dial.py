@@ -74,7 +74,7 @@ def run(path: Path, n_layer: int, n_tokens: int) -> Point:
     n_tokens = max_steps * batch_size * CONTEXT_LENGTH
     model = read_toml(CONFIG)["model"] | {"vocab_size": dataset.vocab_size, "n_layer": n_layer}
     weights = product_weights(ModelConfig(**model))
-    dropout = recipe.regularisation(n_tokens / n_unique - 1, weights / n_unique)
+    dropout = recipe.regularisation(weights, n_tokens, n_unique)
     flags = [f"--model.n_layer={n_layer}", f"--batch_size={batch_size}", f"--max_steps={max_steps}"]
     flags += [f"--model.dropout={dropout}", f"--optim.muon_weight_decay={dropout}"]
     with temporary_folder() as folder:

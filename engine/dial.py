@@ -128,7 +128,7 @@ class Planner:
         n_weights = product_weights(sizes)
         loss = recipe.expected_loss(self.pilot, n_weights, n_tokens, n_unique).item()
         found = {"batch_size": batch_size, "max_steps": max_steps, "eval_tokens": eval_tokens}
-        dropout = recipe.regularisation(n_tokens / n_unique - 1, n_weights / n_unique)
+        dropout = recipe.regularisation(n_weights, n_tokens, n_unique)
         model = replace(model, dropout=model.dropout or dropout)
         optim = replace(asked.optim, muon_weight_decay=asked.optim.muon_weight_decay or dropout)
         config = replace(asked, minutes=0.0, model=model, optim=optim, **found)

@@ -137,8 +137,9 @@ def expected_loss(
     return pilot.loss * (1 - share * (1 - reducible(n_weights, worth) / r0))
 
 
-def regularisation(repeats: float, weights_per_token: float) -> float:
+def regularisation(n_weights: int, n_tokens: int, n_unique: int) -> float:
     """Return dropout and Muon's decay: they pay where many weights see few tokens many times."""
+    repeats, weights_per_token = n_tokens / n_unique - 1, n_weights / n_unique
     return 0.1 if repeats * weights_per_token > MEMORISED else 0.0
 
 

@@ -92,9 +92,9 @@ def test_the_constants_are_those_of_the_fit_in_docs():
 
 
 def test_a_text_repeated_often_for_its_length_gets_dropout_and_decay():
-    assert recipe.regularisation(repeats=3.5, weights_per_token=0.6) == 0
-    assert recipe.regularisation(repeats=0.0, weights_per_token=100) == 0
-    assert recipe.regularisation(repeats=3.5, weights_per_token=1.7) == 0.1
+    assert recipe.regularisation(n_weights=600, n_tokens=4500, n_unique=1000) == 0
+    assert recipe.regularisation(n_weights=100_000, n_tokens=1000, n_unique=1000) == 0
+    assert recipe.regularisation(n_weights=1700, n_tokens=4500, n_unique=1000) == 0.1
 
 
 def test_seconds_lie_on_the_line_through_two_speeds():
