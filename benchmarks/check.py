@@ -44,11 +44,13 @@ class Check(Output):
         with temporary_folder() as folder:
             prepare(self.text, "char", folder / "data")
             plain = self.loss(folder / "plain")
+            self.loss(folder / "half", HALF_THE_STEPS)
+            resumed = train(folder / "half/config.toml", folder / "half", "--resume", STEPS)["loss"]
             rows = [
                 row("on the CPU", plain, self.loss(folder / "cpu", "--device=cpu"), ROUNDING),
                 row("compiled", plain, self.loss(folder / "compiled", "--compile"), ROUNDING),
                 row("bfloat16", plain, self.loss(folder / "bf16", BFLOAT16), MOST_OF_BFLOAT16),
-                row("resumed", plain, self.resumed_loss(folder / "half"), NOISE),
+                row("resumed", plain, resumed, NOISE),
                 row("logits, decoded", 0.0, self.decoded_apart(folder), ROUNDING),
             ]
         return {"against float32, eager, undisturbed, in one pass": rows}
@@ -57,11 +59,6 @@ class Check(Output):
         """Return the last validation loss of a run with these flags."""
         data, device = f"--data.path={out_dir.parent / 'data'}", f"--device={self.device}"
         return train(CONFIG, out_dir, data, device, *shlex.split(self.flags), *flags)["loss"]
-
-    def resumed_loss(self, out_dir: Path) -> float:
-        """Return the same of a run that stops halfway and goes on."""
-        self.loss(out_dir, HALF_THE_STEPS)
-        return train(out_dir / "config.toml", out_dir, "--resume", STEPS)["loss"]
 
     def decoded_apart(self, folder: Path) -> float:
         """Return how far logits of cached steps, on a GPU captured ones, are from one pass's."""

@@ -2,10 +2,8 @@
 
 1. A pilot, a small model that trains for a twentieth of the time, shows how hard the text is.
 2. The size whose expected loss (engine/recipe.py) is lowest is timed, and the choice is made again,
-   until it is a size that was timed. The seconds per token of the others are taken to lie on the
-   line through the first one's and the last one's, over the operations per token.
-3. That size is taken.
-4. When the rates would begin to fall, the time that is left decides on the number of steps, as no
+   until it is a size that was timed.
+3. When the rates would begin to fall, the time that is left decides on the number of steps, as no
    machine keeps the speed of a short trial.
 """
 
@@ -38,7 +36,6 @@ STARTED_AT = time.perf_counter() - time.process_time()
 MOST_EVALUATIONS = 10
 MORE_STEPS = 1.25  # than planned: until then a run does not evaluate more often than planned
 ENDING_SECONDS = 4.0  # for samples, a picture, and a bigram model
-LEAST_LAYERS = 2  # a single one cannot find what followed earlier (Elhage et al., 2021)
 MOST_ROUNDS = 4
 
 
@@ -98,9 +95,8 @@ class Planner:
 
     def best(self, most_layers: int, *speeds: Speed) -> Choice:
         """Return the choice of the lowest expected loss, by the speeds of one or two sizes."""
-        model, left = self.asked.model, self.seconds_left()
-        layers = [model.n_layer] if model.n_layer else range(LEAST_LAYERS, most_layers + 1)
-        found = [self.choice(replace(model, n_layer=n), left, *speeds) for n in layers]
+        left, sizes = self.seconds_left(), recipe.sizes(self.asked.model, most_layers)
+        found = [self.choice(model, left, *speeds) for model in sizes]
         possible = [choice for choice in found if choice is not None]
         way_out = "give more, or leave out what is fixed"
         shown = f"minutes are too few for this run: got {self.asked.minutes:g}; {way_out}"
@@ -119,9 +115,8 @@ class Planner:
         n_tokens = (left - evaluation_seconds) / seconds
         if n_tokens < max(1, asked.max_steps) * max(self.world.size, asked.batch_size) * T:
             return None
-        rows = recipe.planned_batch(n_tokens, T)
-        if asked.max_steps:  # then their size fills the time
-            rows = int(n_tokens / (asked.max_steps * T))
+        planned = recipe.planned_batch(n_tokens, T)  # unless the size of given steps fills the time
+        rows = int(n_tokens / (asked.max_steps * T)) if asked.max_steps else planned
         batch_size = asked.batch_size or self.world.size * max(1, rows // self.world.size)
         max_steps = asked.max_steps or max(1, round(n_tokens / (batch_size * T)))
         n_tokens = max_steps * batch_size * T
@@ -181,15 +176,15 @@ def settle(planner: Planner, trial: Trial, speed: Speed, most_seconds: float) ->
     choice has at most twice the layers of any before, as the speed of larger sizes is a guess.
     """
     choice = planner.best(2 * PILOT_LAYERS, speed)
-    speeds: dict[tuple[int, int], Speed] = {}
+    speeds: dict[tuple[int, int, int], Speed] = {}
     for _ in range(MOST_ROUNDS):
-        size = (choice.config.model.n_layer, choice.config.batch_size)
+        config = choice.config
+        size = (config.model.n_layer, config.model.n_embd, config.batch_size)
         if size in speeds:
             break
-        last = speeds[size] = trial.speed(choice.config, most_seconds)
+        last = speeds[size] = trial.speed(config, most_seconds)
         if len(speeds) == 1 and not planner.asked.model.n_layer:  # how does time grow with size?
-            larger = replace(choice.config.model, n_layer=size[0] + 1)
-            speed = trial.speed(replace(choice.config, model=larger), most_seconds)
-        most_layers, _ = max(speeds)
-        choice = planner.best(2 * most_layers, speed, last)
+            larger = recipe.sizes(planner.asked.model, size[0] + 1)[-1]
+            speed = trial.speed(replace(config, model=larger), most_seconds)
+        choice = planner.best(2 * max(speeds)[0], speed, last)
     return choice

@@ -19,8 +19,7 @@ from model import GPT, ModelConfig, require
 TOKENS_PER_PARAMETER = 20
 EPOCHS = 4
 MEMORISED = 4.0  # repeats x weights per token beyond which dropout and decay pay (docs/recipe.md)
-# The best batch grows as tokens^(2/3). This fits nanochat's 2^19 tokens a step for 2.5 billion
-# (GPT-2 124M), and our best runs: 768 for 0.14 million, 4,096 for 1.6 million (docs/recipe.md)
+# The best batch grows as tokens^(2/3), through nanochat's for GPT-2 124M (docs/recipe.md)
 BATCH_TOKENS = 2**19
 AT_TOKENS = 2.5e9
 EXPONENT = 2 / 3
@@ -28,6 +27,7 @@ LAW = (0.487, 0.498, 0.266, 0.528, 0.402)  # a, b, c, α and β of `expected_los
 REPEATS = 1.0  # R* of Muennighoff et al., 2023, sec. 5, in our small models (docs/recipe.md)
 ERROR = 0.09  # of the expected loss, typical for a text that is not in the fit (docs/recipe.md)
 EVAL_EVERY = 250  # steps
+LEAST_LAYERS = 2  # a single one cannot find what followed earlier (Elhage et al., 2021)
 # Tokens in one pass on a CPU: few fit its caches, but in bfloat16 calls count more. A GPU takes as
 # many as fit in a part of its memory (measured: 25 to 50 bytes for each channel of each layer)
 TOKENS_AT_ONCE = {"float32": 1024, "bfloat16": 4096}
@@ -107,6 +107,14 @@ def plan(
     batch_size = batch_size or planned_batch(budget, context_length)
     max_steps = max_steps or max(1, round(budget / (batch_size * context_length)))
     return Plan(max_steps, batch_size, math.sqrt(batch_size * context_length / best))
+
+
+def sizes(asked: ModelConfig, most_layers: int) -> list[ModelConfig]:
+    """Return the models to choose from: of each depth the usual width, and one more head."""
+    layers = [asked.n_layer] if asked.n_layer else range(LEAST_LAYERS, most_layers + 1)
+    if asked.n_embd or asked.n_head:
+        return [replace(asked, n_layer=n) for n in layers]
+    return [replace(asked, n_layer=n, n_embd=64 * heads) for n in layers for heads in (n, n + 1)]
 
 
 def planned_batch(n_tokens: float, context_length: int) -> int:

@@ -1,5 +1,6 @@
 """The dial: minutes in, sizes out."""
 
+import itertools
 import json
 import math
 import signal
@@ -18,12 +19,14 @@ import cli
 import train
 from data.loader import Dataset
 from engine import checkpoint, dial, recipe
+from engine.count import product_weights
 from engine.dial import Clock, Planner
 from engine.optim import OptimConfig
 from engine.parallel import World
 from engine.resume import Progress
 from engine.trial import Trial, hardness, seconds_per_token, spread
 from helpers import losses, outcome, train_here, write_dataset
+from model import ModelConfig
 
 PILOT = recipe.Pilot(product_weights=400_000, n_tokens=100_000, loss=2.0, hardness=2.0)
 MACHINE = World(torch.device("cpu"))
@@ -267,9 +270,25 @@ def test_a_pilot_has_the_batch_that_is_planned_for_its_tokens_and_fills_its_shar
     assert seconds == pytest.approx(min(3 * minutes, 120), rel=0.05)
 
 
-@pytest.mark.parametrize(("of_calls", "n_layer"), [(0.0, 2), (0.6, 3)])
+def test_the_sizes_to_choose_from_lie_close_and_keep_what_is_asked_for():
+    config = ModelConfig(architecture="modern", vocab_size=64, n_layer=0)
+    weights = [product_weights(size) for size in recipe.sizes(config, 12)]
+    assert len(weights) == 22
+    assert all(1.05 < b / a < 2.3 for a, b in itertools.pairwise(weights))
+
+    def found(**asked: int) -> list[tuple[int, int]]:
+        models = recipe.sizes(replace(config, **asked), 3)
+        return [(model.n_layer, model.sized().n_embd) for model in models]
+
+    assert found() == [(2, 128), (2, 192), (3, 192), (3, 256)]
+    assert found(n_layer=5) == [(5, 320), (5, 384)]
+    assert found(n_embd=256) == [(2, 256), (3, 256)]
+    assert found(n_head=8) == [(2, 128), (3, 192)]  # more channels may not be as many for each
+
+
+@pytest.mark.parametrize(("of_calls", "n_embd"), [(0.0, 128), (0.6, 192)])
 def test_where_calls_take_most_of_the_time_a_larger_model_is_chosen(
-    monkeypatch: pytest.MonkeyPatch, of_calls: float, n_layer: int
+    monkeypatch: pytest.MonkeyPatch, of_calls: float, n_embd: int
 ):
     monkeypatch.setattr(dial, "STARTED_AT", time.perf_counter())
     config = cli.parse_config(train.TrainConfig, ["config/modern.toml", "--minutes=3"])
@@ -287,7 +306,7 @@ def test_where_calls_take_most_of_the_time_a_larger_model_is_chosen(
     first_flops, _ = speed(planner.best(4, (1e6, 1e-5)).config, 1.0)
     trial: Any = SimpleNamespace(speed=speed)
     found = dial.settle(planner, trial, (1e6, 1e-5), 1.0)
-    assert found.config.model.n_layer == n_layer
+    assert found.config.model.n_embd == n_embd
     assert len(set(timed)) > 1
 
 
