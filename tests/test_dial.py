@@ -363,7 +363,7 @@ def test_the_pilot_is_scored_on_the_tokens_that_the_run_evaluates(
 
     monkeypatch.setattr("engine.trial.spread", watched)
     monkeypatch.setattr("engine.trial.EVALUATION_SHARE", 1e-9)
-    flags = ("--minutes=0.05", f"--eval_tokens={given}", *UNPLANNED, *FREE, *FALLING)
+    flags = ("--minutes=0.1", f"--eval_tokens={given}", *UNPLANNED, *FREE, *FALLING)
     train_here(tiny, tmp_path / "run", *flags)
     config = cli.read_toml(str(tmp_path / "run/config.toml"))
     assert lengths[0] == config["eval_tokens"] == (given or config["model"]["context_length"])
@@ -373,7 +373,7 @@ def test_the_pilot_is_scored_on_the_tokens_that_the_run_evaluates(
 def test_minutes_become_plain_numbers_in_the_config_which_repeats_the_run(
     tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    train_here(tiny, tmp_path / "run", "--minutes=0.05", *UNPLANNED, *FREE, *FALLING)
+    train_here(tiny, tmp_path / "run", "--minutes=0.1", *UNPLANNED, *FREE, *FALLING)
     assert "expected: " in capsys.readouterr().out
     config = cli.read_toml(str(tmp_path / "run/config.toml"))
     assert config["minutes"] == 0
@@ -395,7 +395,7 @@ def test_steps_that_are_given_are_done_however_much_time_is_left(tiny: Path, tmp
 def test_a_job_of_some_minutes_that_is_started_again_goes_on_with_what_they_chose(
     tiny: Path, tmp_path: Path, is_saved: bool
 ):
-    job = ("--minutes=0.05", "--auto_resume", *UNPLANNED, *FREE, *FALLING)
+    job = ("--minutes=0.1", "--auto_resume", *UNPLANNED, *FREE, *FALLING)
     train_here(tiny, tmp_path / "run", *job)
     before = (tmp_path / "run/config.toml").read_text()
     expected = outcome(tmp_path / "run")
