@@ -1,8 +1,7 @@
 """The dial: minutes in, sizes out.
 
 1. A pilot, a small model that trains for a twentieth of the time, shows how hard the text is.
-2. The size whose expected loss (engine/recipe.py) is lowest is timed, and the choice is made again,
-   until it is a size that was timed.
+2. The size of the lowest expected loss is timed, and chosen anew, until the choice was timed.
 3. When the rates would begin to fall, the time that is left decides on the number of steps, as no
    machine keeps the speed of a short trial.
 """
@@ -115,8 +114,9 @@ class Planner:
         n_tokens = (left - evaluation_seconds) / seconds
         if n_tokens < max(1, asked.max_steps) * max(self.world.size, asked.batch_size) * T:
             return None
-        planned = recipe.planned_batch(n_tokens, T)  # unless the size of given steps fills the time
-        rows = int(n_tokens / (asked.max_steps * T)) if asked.max_steps else planned
+        rows = recipe.planned_batch(n_tokens, T)
+        if asked.max_steps:  # then their size fills the time
+            rows = int(n_tokens / (asked.max_steps * T))
         batch_size = asked.batch_size or self.world.size * max(1, rows // self.world.size)
         max_steps = asked.max_steps or max(1, round(n_tokens / (batch_size * T)))
         n_tokens = max_steps * batch_size * T
@@ -178,13 +178,12 @@ def settle(planner: Planner, trial: Trial, speed: Speed, most_seconds: float) ->
     choice = planner.best(2 * PILOT_LAYERS, speed)
     speeds: dict[tuple[int, int, int], Speed] = {}
     for _ in range(MOST_ROUNDS):
-        config = choice.config
-        size = (config.model.n_layer, config.model.n_embd, config.batch_size)
+        size = (choice.config.model.n_layer, choice.config.model.n_embd, choice.config.batch_size)
         if size in speeds:
             break
-        last = speeds[size] = trial.speed(config, most_seconds)
+        last = speeds[size] = trial.speed(choice.config, most_seconds)
         if len(speeds) == 1 and not planner.asked.model.n_layer:  # how does time grow with size?
             larger = recipe.sizes(planner.asked.model, size[0] + 1)[-1]
-            speed = trial.speed(replace(config, model=larger), most_seconds)
+            speed = trial.speed(replace(choice.config, model=larger), most_seconds)
         choice = planner.best(2 * max(speeds)[0], speed, last)
     return choice

@@ -110,11 +110,12 @@ def plan(
 
 
 def sizes(asked: ModelConfig, most_layers: int) -> list[ModelConfig]:
-    """Return the models to choose from: of each depth the usual width, and one more head."""
+    """Return the models to choose from: of each depth the usual width, and 64 channels more."""
     layers = [asked.n_layer] if asked.n_layer else range(LEAST_LAYERS, most_layers + 1)
+    usual = [replace(asked, n_layer=n) for n in layers]
     if asked.n_embd or asked.n_head:
-        return [replace(asked, n_layer=n) for n in layers]
-    return [replace(asked, n_layer=n, n_embd=64 * heads) for n in layers for heads in (n, n + 1)]
+        return usual
+    return [replace(m, n_embd=C) for m in usual for C in (0, m.sized().n_embd + 64)]
 
 
 def planned_batch(n_tokens: float, context_length: int) -> int:

@@ -306,7 +306,7 @@ def test_where_calls_take_most_of_the_time_a_larger_model_is_chosen(
     first_flops, _ = speed(planner.best(4, (1e6, 1e-5)).config, 1.0)
     trial: Any = SimpleNamespace(speed=speed)
     found = dial.settle(planner, trial, (1e6, 1e-5), 1.0)
-    assert found.config.model.n_embd == n_embd
+    assert found.config.model.sized().n_embd == n_embd
     assert len(set(timed)) > 1
 
 
