@@ -1,8 +1,7 @@
 """`bench.py scale`: what grows with context, width, depth and processes; and what a cluster needs.
 
 The first table is measured on this machine. The second is arithmetic alone: bytes and operations
-that are counted, and a share of the GPUs' peak that is assumed. The third compares that arithmetic
-with what others have measured.
+that are counted, and a share of the GPUs' peak that is assumed.
 """
 
 import itertools
@@ -43,11 +42,6 @@ MODELS = {
         MODERN, n_layer=80, n_head=64, n_kv_head=8, n_embd=8192, n_inner=28672, vocab_size=128256
     ),
 }
-LLAMA_8B = replace(
-    MODELS["modern 7B"], n_kv_head=8, n_inner=14336, vocab_size=128256, context_length=8192
-)
-# Tokens/s of each H100 in torchtitan's docs (December 2024), and the MFU that they state there
-TORCHTITAN = {"compiled": (6667, 0.39), "not compiled": (5762, 0.33)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,11 +54,10 @@ class Scale(Output):
     """Share of the GPUs' peak that the calculated hours assume."""
 
     def measure(self) -> Tables:
-        """Return the three tables."""
+        """Return both tables."""
         return {
             "measured here": list(map(self.measured, sizes())),
             "calculated": [calculated(name, gpus, self.mfu) for name in MODELS for gpus in GPUS],
-            "calibration": [calibrated(how) for how in TORCHTITAN],
         }
 
     def measured(self, size: dict[str, int | str]) -> Row:
@@ -134,16 +127,3 @@ def parameters(config: ModelConfig) -> tuple[int, int]:
     n_blocks = product_weights(config) - embeddings  # without the head
     n_positions = 0 if config.is_modern else config.n_embd * config.context_length
     return n_blocks, n_blocks + n_positions + embeddings * (1 if config.tie_embeddings else 2)
-
-
-def calibrated(how: str) -> Row:
-    """Return the MFU that our count of operations gives others' speed, beside theirs."""
-    tokens_per_second, stated = TORCHTITAN[how]
-    return {
-        "torchtitan, Llama 3 8B on 8 H100s": how,
-        "tokens/s each": tokens_per_second,
-        "GFLOP/token, our count": flops_per_token(LLAMA_8B) / 1e9,
-        "MFU by our count": tokens_per_second * flops_per_token(LLAMA_8B) / H100_FLOPS,
-        "MFU that they state": stated,
-        "of": "measured by them",
-    }

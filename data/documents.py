@@ -54,7 +54,7 @@ def read_documents(path: Path, column: str) -> Iterator[Document]:
         case "jsonl":
             return read_jsonl(path, column)
         case "parquet":
-            return read_parquet(path, column)
+            return map(pieces_of, read_rows(path, column))
     return iter([TextFile(path)])
 
 
@@ -140,11 +140,6 @@ def open_bytes(path: Path) -> Iterator[BinaryIO]:
             yield cast(BinaryIO, file)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{path} is not a whole gzip file: {error}") from error
-
-
-def read_parquet(path: Path, column: str) -> Iterator[Document]:
-    """Yield the text of each row. Raises ValueError if there is none."""
-    return map(pieces_of, read_rows(path, column))
 
 
 def read_articles(path: Path, column: str) -> Iterator[Document]:
