@@ -150,9 +150,14 @@ def choose(asked: Any, trial: Trial) -> tuple[Any, Clock | None]:
     seconds, world, dataset = 60 * asked.minutes, trial.world, trial.dataset
     if world.is_main:
         print(f"planning {asked.minutes:g} minutes: a trial of this machine and this text ...")
-    pilot, speed = trial.pilot(replace(asked, minutes=0.0), seconds)
-    planner = Planner(asked, dataset, world, pilot)
+    plain = replace(asked, compile=False)  # else each size that is tried takes 20 seconds more
+    pilot, speed = trial.pilot(replace(plain, minutes=0.0), seconds)
+    planner = Planner(plain, dataset, world, pilot)
     choice = settle(planner, trial, speed, TIMED_SHARE * seconds)
+    if asked.compile:
+        speed = trial.speed(replace(choice.config, compile=True), TIMED_SHARE * seconds)
+        planner = replace(planner, asked=replace(asked, model=choice.config.model.sized()))
+        choice = planner.best(0, speed)
     found = choice.config
     if not asked.eval_every:
         evaluations = int(EVALUATION_SHARE * seconds / choice.evaluation_seconds)

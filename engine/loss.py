@@ -1,5 +1,8 @@
 """The loss: of a batch with its gradient, and of many batches without."""
 
+import os
+import shutil
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -9,7 +12,7 @@ from torch.nn import functional as F
 
 from engine.device import memory_bytes
 from engine.parallel import StopRequest, World
-from model import GPT
+from model import GPT, require
 
 # The most logits in memory at once, unless they are of fewer positions than LEAST_ROWS: on a CPU
 # they fit its caches, and on a GPU they and their gradient take up to a sixteenth of its memory
@@ -17,6 +20,7 @@ LOGITS_ON_CPU = 2**22
 BYTES_PER_LOGIT = 8 * 16
 STOP_EVERY = 8  # batches of an evaluation, the processes ask each other whether to stop
 LEAST_ROWS = 256  # of fewer positions a product reads the head's weights too often
+COMPILERS = {"darwin": "clang++", "win32": "cl"}  # that torch takes for a CPU, else g++
 
 # Rows of x, the head's weights and the rows' targets -> summed loss, and gradients of x and weights
 LossOfChunk = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
@@ -46,12 +50,17 @@ class LossModel(nn.Module):
         """Compile the blocks, all of which are compiled once, and the loss, in place.
 
         To compile the whole takes longer (on a CPU half as long again) for steps that are no
-        faster. There the loss stays as it is, as its chunks lie in the caches.
+        faster. There the loss stays as it is, as its chunks lie in the caches. Raises ValueError if
+        it has no C++ compiler.
         """
         for block in self.model.blocks:
             block.compile()
         if device.type != "cpu":
             self.of_chunk = torch.compile(loss_and_gradients)
+            return
+        compiler = os.environ.get("CXX", COMPILERS.get(sys.platform, "g++"))
+        way_out = f"install {compiler}, name another in CXX, or leave out compile"
+        require(shutil.which(compiler) is not None, f"compile needs a C++ compiler: {way_out}")
 
 
 def summed_loss(model: GPT, x_NC: Tensor, targets_N: Tensor) -> Tensor:

@@ -151,6 +151,9 @@ class Text:
     def __init__(self, n_tokens: int) -> None:
         self.n_tokens = {"train": n_tokens, "val": 10_000}
 
+    def bits_per_byte(self, loss: float) -> float:
+        return loss
+
     def tokens(self, split: str) -> range:
         return range(self.n_tokens[split])
 
@@ -308,6 +311,35 @@ def test_where_calls_take_most_of_the_time_a_larger_model_is_chosen(
     found = dial.settle(planner, trial, (1e6, 1e-5), 1.0)
     assert found.config.model.sized().n_embd == n_embd
     assert len(set(timed)) > 1
+
+
+def test_to_compile_the_sizes_are_timed_plain_and_the_chosen_one_is_timed_once_more_compiled(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(dial, "STARTED_AT", time.perf_counter())
+    flags = ["config/modern.toml", "--minutes=10", "--compile"]
+    asked = cli.parse_config(train.TrainConfig, flags)
+    timed: list[tuple[bool, int]] = []
+
+    def speed(config: train.TrainConfig, _: float) -> tuple[float, float]:
+        """100 GFLOP/s, and compiled twice as many."""
+        timed.append((config.compile, config.model.sized().n_embd))
+        flops = dial.flops_per_token(replace(config.model, vocab_size=64))
+        return flops, flops / (2e11 if config.compile else 1e11)
+
+    def pilot(config: train.TrainConfig, _: float) -> tuple[recipe.Pilot, tuple[float, float]]:
+        timed.append((config.compile, 0))
+        return PILOT, (1e6, 1e-5)
+
+    trial: Any = SimpleNamespace(speed=speed, pilot=pilot, world=MACHINE, dataset=Text(10**9))
+    found, _ = dial.choose(asked, trial)
+    plain, _ = dial.choose(replace(asked, compile=False), trial)
+    n = timed.index((True, found.model.n_embd))
+    assert [compiled for compiled, _ in timed] == [False] * n + [True] + [False] * n
+    assert (found.compile, plain.compile) == (True, False)
+    assert found.model.n_embd == plain.model.sized().n_embd
+    tokens = [config.max_steps * config.batch_size for config in (found, plain)]
+    assert tokens[0] == pytest.approx(2 * tokens[1], rel=0.05)
 
 
 def test_a_short_text_is_regularised_and_what_is_set_is_kept(monkeypatch: pytest.MonkeyPatch):

@@ -4,6 +4,7 @@ import contextlib
 import os
 import shutil
 import signal
+import sys
 import time
 import weakref
 from collections.abc import Iterator
@@ -142,8 +143,20 @@ def test_blocks_are_compiled_and_on_a_gpu_the_loss_too(
     found: list[Any] = []
     monkeypatch.setattr(nn.Module, "compile", lambda module: found.append(module))
     monkeypatch.setattr(torch, "compile", lambda function: found.append(function))
+    monkeypatch.setenv("CXX", sys.executable)  # a compiler need not be there
     loss_model.compile_parts(torch.device(device))
     assert found == [*model.blocks, *([loss_and_gradients] if device == "cuda" else [])]
+
+
+def test_without_a_compiler_a_model_is_not_compiled_and_the_message_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = GPT(ModelConfig(vocab_size=5, context_length=4, n_layer=2, n_head=1, n_embd=8))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(
+        ValueError, match="compile needs a C\\+\\+ compiler: install no-such-compiler"
+    ):
+        LossModel(model, torch.float32).compile_parts(torch.device("cpu"))
 
 
 @pytest.mark.slow
