@@ -123,9 +123,10 @@ class Planner:
         n_weights = product_weights(sizes)
         loss = recipe.expected_loss(self.pilot, n_weights, n_tokens, n_unique).item()
         found = {"batch_size": batch_size, "max_steps": max_steps, "eval_tokens": eval_tokens}
-        dropout = recipe.regularisation(n_weights, n_tokens, n_unique)
+        sizes_of_text = (n_unique, self.dataset.bytes_per_token)
+        dropout, decay = recipe.regularisation(n_weights, n_tokens, *sizes_of_text)
         model = replace(model, dropout=model.dropout or dropout)
-        optim = replace(asked.optim, muon_weight_decay=asked.optim.muon_weight_decay or dropout)
+        optim = replace(asked.optim, muon_weight_decay=asked.optim.muon_weight_decay or decay)
         config = replace(asked, minutes=0.0, model=model, optim=optim, **found)
         return Choice(config, evaluation_seconds, loss)
 

@@ -19,6 +19,11 @@ from model import GPT, ModelConfig, require
 TOKENS_PER_PARAMETER = 20
 EPOCHS = 4
 MEMORISED = 4.0  # repeats x weights per token beyond which dropout and decay pay (docs/recipe.md)
+LEAST_DROPOUT = 0.1
+MOST_DROPOUT = 0.5
+DROPOUT_PER_BYTE = 0.008  # of a token
+MOST_BYTES = 4.0  # as letters that take two bytes bear no more of it
+DECAY = 0.1
 # The best batch grows as tokens^(2/3), through nanochat's for GPT-2 124M (docs/recipe.md)
 BATCH_TOKENS = 2**19
 AT_TOKENS = 2.5e9
@@ -146,10 +151,15 @@ def expected_loss(
     return pilot.loss * (1 - share * (1 - reducible(n_weights, worth) / r0))
 
 
-def regularisation(n_weights: int, n_tokens: int, n_unique: int) -> float:
+def regularisation(
+    n_weights: int, n_tokens: int, n_unique: int, bytes_per_token: float
+) -> tuple[float, float]:
     """Return dropout and Muon's decay: they pay where many weights see few tokens many times."""
-    repeats, weights_per_token = n_tokens / n_unique - 1, n_weights / n_unique
-    return 0.1 if repeats * weights_per_token > MEMORISED else 0.0
+    memorised = (n_tokens / n_unique - 1) * n_weights / n_unique
+    if memorised <= MEMORISED:
+        return 0.0, 0.0
+    dropout = DROPOUT_PER_BYTE * min(bytes_per_token, MOST_BYTES) * math.sqrt(memorised)
+    return round(min(max(dropout, LEAST_DROPOUT), MOST_DROPOUT), 2), DECAY
 
 
 def best_batch(n_tokens: float) -> float:

@@ -41,6 +41,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dial, "STARTED_AT", time.perf_counter())
     monkeypatch.setattr(dial, "ENDING_SECONDS", 0.0)
     monkeypatch.setattr("engine.trial.LEAST_PILOT_STEPS", 4)
+    monkeypatch.setattr("engine.trial.TIMED_STEPS", 1)
 
 
 def expected(
@@ -95,9 +96,31 @@ def test_the_constants_are_those_of_the_fit_in_docs():
 
 
 def test_a_text_repeated_often_for_its_length_gets_dropout_and_decay():
-    assert recipe.regularisation(n_weights=600, n_tokens=4500, n_unique=1000) == 0
-    assert recipe.regularisation(n_weights=100_000, n_tokens=1000, n_unique=1000) == 0
-    assert recipe.regularisation(n_weights=1700, n_tokens=4500, n_unique=1000) == 0.1
+    few = recipe.regularisation(n_weights=600, n_tokens=4500, n_unique=1000, bytes_per_token=3)
+    once = recipe.regularisation(n_weights=100_000, n_tokens=1000, n_unique=1000, bytes_per_token=3)
+    assert few == once == (0, 0)
+    both = recipe.regularisation(n_weights=1700, n_tokens=4500, n_unique=1000, bytes_per_token=3)
+    assert both == (0.1, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("memorised", "bytes_per_token", "best"),  # of those that were tried (docs/recipe.md)
+    [
+        (13, 3.63, 0.1),
+        (36, 3.76, 0.2),
+        (41, 3.7, 0.2),
+        (68, 5.8, 0.25),
+        (101, 3.76, 0.3),
+        (79, 1.0, 0.1),
+    ],
+)
+def test_dropout_is_near_the_best_that_was_measured(
+    memorised: int, bytes_per_token: float, best: float
+):
+    sizes = {"n_weights": 1000 * memorised, "n_tokens": 2000, "n_unique": 1000}
+    dropout, decay = recipe.regularisation(**sizes, bytes_per_token=bytes_per_token)
+    assert dropout == pytest.approx(best, abs=0.03)
+    assert decay == 0.1
 
 
 def test_seconds_lie_on_the_line_through_two_speeds():
@@ -147,6 +170,8 @@ def test_a_run_gets_the_steps_that_fill_its_time_when_its_rates_would_begin_to_f
 
 class Text:
     """A dataset of which only sizes are asked."""
+
+    bytes_per_token = 1.0
 
     def __init__(self, n_tokens: int) -> None:
         self.n_tokens = {"train": n_tokens, "val": 10_000}
@@ -350,7 +375,7 @@ def test_a_short_text_is_regularised_and_what_is_set_is_kept(monkeypatch: pytest
         ({"model.dropout": 0.3}, (0.3, 0.1)),
         ({"optim.muon_weight_decay": 0.3}, (0.1, 0.3)),
     ):
-        given |= {"n_tokens": 100_000, "batch_size": 4, "eval_tokens": 512}
+        given |= {"n_tokens": 200_000, "batch_size": 4, "eval_tokens": 512}
         found = choice(monkeypatch, 10, **given).config
         assert (found.model.dropout, found.optim.muon_weight_decay) == both
         assert (found.batch_size, found.eval_tokens, found.minutes) == (4, 512, 0.0)
