@@ -123,8 +123,8 @@ class Planner:
         n_weights = product_weights(sizes)
         loss = recipe.expected_loss(self.pilot, n_weights, n_tokens, n_unique).item()
         found = {"batch_size": batch_size, "max_steps": max_steps, "eval_tokens": eval_tokens}
-        sizes_of_text = (n_unique, self.dataset.bytes_per_token)
-        dropout, decay = recipe.regularisation(n_weights, n_tokens, *sizes_of_text)
+        bytes_per_token = self.dataset.bytes_per_token
+        dropout, decay = recipe.regularisation(n_weights, n_tokens, n_unique, bytes_per_token)
         model = replace(model, dropout=model.dropout or dropout)
         optim = replace(asked.optim, muon_weight_decay=asked.optim.muon_weight_decay or decay)
         config = replace(asked, minutes=0.0, model=model, optim=optim, **found)
@@ -157,8 +157,8 @@ def choose(asked: Any, trial: Trial) -> tuple[Any, Clock | None]:
     choice = settle(planner, trial, speed, TIMED_SHARE * seconds)
     if asked.compile:
         speed = trial.speed(replace(choice.config, compile=True), TIMED_SHARE * seconds)
-        planner = replace(planner, asked=replace(asked, model=choice.config.model.sized()))
-        choice = planner.best(0, speed)
+        model = replace(choice.config.model.sized(), dropout=asked.model.dropout)
+        choice = replace(planner, asked=replace(asked, model=model)).best(0, speed)
     found = choice.config
     if not asked.eval_every:
         evaluations = int(EVALUATION_SHARE * seconds / choice.evaluation_seconds)
