@@ -74,9 +74,9 @@ def run(path: Path, n_layer: int, n_tokens: int) -> Point:
     n_tokens = max_steps * batch_size * CONTEXT_LENGTH
     model = read_toml(CONFIG)["model"] | {"vocab_size": dataset.vocab_size, "n_layer": n_layer}
     weights = product_weights(ModelConfig(**model))
-    both = recipe.regularisation(weights, n_tokens, n_unique, dataset.bytes_per_token)
+    dropout, decay = recipe.regularisation(weights, n_tokens, n_unique, dataset.bytes_per_token)
     flags = [f"--model.n_layer={n_layer}", f"--batch_size={batch_size}", f"--max_steps={max_steps}"]
-    flags += [f"--model.dropout={both[0]}", f"--optim.muon_weight_decay={both[1]}"]
+    flags += [f"--model.dropout={dropout}", f"--optim.muon_weight_decay={decay}"]
     with temporary_folder() as folder:
         row = train(Path(CONFIG), folder, f"--data.path={path.resolve()}", *flags)
     sizes = (n_layer, weights, n_tokens, n_unique)
