@@ -70,10 +70,8 @@ class TokenFiles:
         self.checked: set[Path] = set()
         self.opened: dict[Path, tuple[os.stat_result, str]] = {}  # as it was then, and its SHA-256
         # So a file stays as it was if, while a run reads it, it is removed or replaced
-        self.map = functools.lru_cache(MOST_OPEN)(self._map)
-
-    def _map(self, path: Path) -> np.ndarray:
-        return np.memmap(path, self.dtype, "r", self.header)
+        open_file = functools.partial(np.memmap, dtype=self.dtype, mode="r", offset=self.header)
+        self.map = functools.lru_cache(MOST_OPEN)(open_file)
 
     def check_size(self, path: Path, about: dict[str, Any]) -> None:
         expected = self.header + about["tokens"] * self.dtype.itemsize

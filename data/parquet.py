@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 ROWS = 256  # read at a time
 BUFFER = 2**20  # bytes of a column, read at a time
@@ -15,12 +14,15 @@ def read_rows(path: Path, column: str) -> Iterator[str]:
     try:
         import pyarrow
         from pyarrow.parquet import ParquetFile
+        from pyarrow.types import is_dictionary
     except ImportError:
         raise ValueError(f"{path} needs pyarrow, which is missing: pip install pyarrow") from None
     try:
         # Without these settings the whole of a row group is in memory, which may be the whole file
         with ParquetFile(path, pre_buffer=False, buffer_size=BUFFER) as file:
-            types = {field.name: type_of_values(field.type) for field in file.schema_arrow}
+            fields = [(field.name, field.type) for field in file.schema_arrow]
+            # A dictionary numbers its values, which may be texts
+            types = {name: str(t.value_type if is_dictionary(t) else t) for name, t in fields}
             name = choose_column(path, types, column)
             for batch in file.iter_batches(ROWS, columns=[name], use_threads=False):
                 yield from (text for text in batch.column(0).to_pylist() if text is not None)
@@ -30,13 +32,6 @@ def read_rows(path: Path, column: str) -> Iterator[str]:
         ) from error
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"{path} is not a whole Parquet file: {error}") from error
-
-
-def type_of_values(type_: Any) -> str:
-    """Return what Arrow calls a type: "string" also if the strings are numbered in a dictionary."""
-    import pyarrow
-
-    return str(type_.value_type if pyarrow.types.is_dictionary(type_) else type_)
 
 
 def choose_column(path: Path, types: dict[str, str], asked: str) -> str:

@@ -189,7 +189,8 @@ def settle(planner: Planner, trial: Trial, speed: Speed, most_seconds: float) ->
             break
         last = speeds[size] = trial.speed(choice.config, most_seconds)
         if len(speeds) == 1 and not planner.asked.model.n_layer:  # how does time grow with size?
-            larger = recipe.sizes(planner.asked.model, size[0] + 1)[-1]
+            dropping = replace(planner.asked.model, dropout=choice.config.model.dropout)
+            larger = recipe.sizes(dropping, size[0] + 1)[-1]
             speed = trial.speed(replace(choice.config, model=larger), most_seconds)
         choice = planner.best(2 * max(speeds)[0], speed, last)
     return choice

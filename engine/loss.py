@@ -3,7 +3,9 @@
 import os
 import shutil
 import sys
+import sysconfig
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -51,7 +53,7 @@ class LossModel(nn.Module):
 
         To compile the whole takes longer (on a CPU half as long again) for steps that are no
         faster. There the loss stays as it is, as its chunks lie in the caches. Raises ValueError if
-        it has no C++ compiler.
+        it has no C++ compiler, or the header that compiled code is called through is missing.
         """
         for block in self.model.blocks:
             block.compile()
@@ -61,6 +63,9 @@ class LossModel(nn.Module):
         compiler = os.environ.get("CXX", COMPILERS.get(sys.platform, "g++"))
         way_out = f"install {compiler}, name another in CXX, or leave out compile"
         require(shutil.which(compiler) is not None, f"compile needs a C++ compiler: {way_out}")
+        header = Path(sysconfig.get_path("include"), "Python.h")
+        way_out = "install Python's development files (python3-dev), or leave out compile"
+        require(sys.platform != "linux" or header.exists(), f"compile needs {header}: {way_out}")
 
 
 def summed_loss(model: GPT, x_NC: Tensor, targets_N: Tensor) -> Tensor:

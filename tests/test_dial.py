@@ -338,6 +338,23 @@ def test_where_calls_take_most_of_the_time_a_larger_model_is_chosen(
     assert len(set(timed)) > 1
 
 
+def test_the_second_size_is_timed_with_the_dropout_of_the_first(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(dial, "STARTED_AT", time.perf_counter())
+    config = cli.parse_config(train.TrainConfig, ["config/modern.toml", "--minutes=10"])
+    timed: list[float] = []
+
+    def speed(config: train.TrainConfig, _: float) -> tuple[float, float]:
+        timed.append(config.model.dropout)
+        flops = dial.flops_per_token(replace(config.model, vocab_size=64))
+        return flops, flops / 1e11
+
+    planner = Planner(config, Text(100_000), MACHINE, PILOT)
+    trial: Any = SimpleNamespace(speed=speed)
+    dial.settle(planner, trial, (1e6, 1e-5), 1.0)
+    assert timed[0] > 0
+    assert timed[1] == timed[0]
+
+
 def test_to_compile_the_sizes_are_timed_plain_and_the_chosen_one_is_timed_once_more_compiled(
     monkeypatch: pytest.MonkeyPatch,
 ):

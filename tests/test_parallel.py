@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import sys
+import sysconfig
 import time
 import weakref
 from collections.abc import Iterator
@@ -136,14 +137,16 @@ def test_a_step_asks_the_other_processes_once_with_a_vector_of_two_numbers(
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_blocks_are_compiled_and_on_a_gpu_the_loss_too(
-    monkeypatch: pytest.MonkeyPatch, device: str
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, device: str
 ) -> None:
     model = GPT(ModelConfig(vocab_size=5, context_length=4, n_layer=2, n_head=1, n_embd=8))
     loss_model = LossModel(model, torch.float32)
     found: list[Any] = []
     monkeypatch.setattr(nn.Module, "compile", lambda module: found.append(module))
     monkeypatch.setattr(torch, "compile", lambda function: found.append(function))
-    monkeypatch.setenv("CXX", sys.executable)  # a compiler need not be there
+    monkeypatch.setenv("CXX", sys.executable)  # neither a compiler nor a header need be there
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    (tmp_path / "Python.h").touch()
     loss_model.compile_parts(torch.device(device))
     assert found == [*model.blocks, *([loss_and_gradients] if device == "cuda" else [])]
 
@@ -156,6 +159,17 @@ def test_without_a_compiler_a_model_is_not_compiled_and_the_message_says_what_to
     with pytest.raises(
         ValueError, match="compile needs a C\\+\\+ compiler: install no-such-compiler"
     ):
+        LossModel(model, torch.float32).compile_parts(torch.device("cpu"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems keep the header elsewhere")
+def test_without_pythons_header_a_model_is_not_compiled_and_the_message_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    model = GPT(ModelConfig(vocab_size=5, context_length=4, n_layer=2, n_head=1, n_embd=8))
+    monkeypatch.setenv("CXX", sys.executable)
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    with pytest.raises(ValueError, match=r"compile needs .*Python\.h: install .*python3-dev"):
         LossModel(model, torch.float32).compile_parts(torch.device("cpu"))
 
 
